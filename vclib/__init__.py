@@ -1,0 +1,1 @@
+"""Helpers of the executable book *Vanishing Curvature*; the page "API" of the book describes every module."""

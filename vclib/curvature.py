@@ -1,0 +1,148 @@
+"""Gradients and Hessian blocks with respect to the hidden matrices, over a batch of seeds."""
+
+from dataclasses import dataclass
+
+import torch
+
+from .networks import MLP
+from .runtime import progress
+
+
+@dataclass(frozen=True)
+class Magnitudes:
+    """What :func:`magnitudes` measures, one number a seed: all of shape (seeds,) and float64."""
+
+    gradient: torch.Tensor  # mean over layers of the Frobenius norm of a layer's gradient
+    diagonal: torch.Tensor  # mean absolute entry of the diagonal blocks (k, k)
+    off_diagonal: torch.Tensor  # mean absolute entry of the blocks (k, l), l != k; NaN at depth 1
+    diagonal_error: torch.Tensor  # standard errors from sampling columns, 0 when every column was computed
+    off_diagonal_error: torch.Tensor
+
+
+def gradient_norms(net: MLP, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    r"""Return :math:`\|\partial\mathcal L/\partial W^k\|_F` for every seed and layer.
+
+    Data ``x`` are (n, inputs) and ``y`` (n, outputs); the result is (seeds, L), float64.
+
+    Source: equation 56 of the paper, by automatic differentiation.
+
+    Examples
+    --------
+    >>> gradient_norms(*_example()).shape
+    torch.Size([2, 3])
+    """
+    return torch.stack([g.norm(dim=(1, 2)) for g in _gradients(net, x, y)[1]], dim=1)
+
+
+def hessian_columns(net: MLP, x: torch.Tensor, y: torch.Tensor, columns: list[int]) -> torch.Tensor:
+    r"""Return exact columns of the Hessian in the hidden weights :math:`(W^1, \dots, W^L)`, flattened row by row.
+
+    Index ``k*d*d + i*d + j`` is the entry (i, j) of :math:`W^{k+1}`; one outside 0 ... L d² - 1 raises IndexError.
+    The result is (columns, seeds, L d²), float64.
+
+    Source: Pearlmutter (1994): a column is the gradient of one entry of the gradient.
+
+    Examples
+    --------
+    >>> hessian_columns(*_example(), [0, 11]).shape
+    torch.Size([2, 2, 12])
+    """
+    size = net.width**2
+    if columns and not (min(columns) >= 0 and max(columns) < net.depth * size):
+        raise IndexError(f"This Hessian has columns 0 to {net.depth * size - 1}; got {min(columns)} to {max(columns)}.")
+    hidden, gradients = _gradients(net, x, y, create_graph=True)
+    result = []
+    for column in progress(columns, "Hessian columns"):
+        layer, entry = divmod(column, size)
+        target = gradients[layer].flatten(1)[:, entry].sum()
+        parts = torch.autograd.grad(target, hidden, retain_graph=True, allow_unused=True)
+        zero = torch.zeros_like(hidden[0])  # width 1, depth 1, linear: nothing depends on the weight
+        result.append(torch.cat([(zero if p is None else p).flatten(1) for p in parts], dim=1))
+    return torch.stack(result)
+
+
+def hessian(net: MLP, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Return the whole Hessian of every seed, (seeds, L d², L d²): for small networks.
+
+    The order of the weights is that of :func:`hessian_columns`.
+
+    Examples
+    --------
+    >>> h = hessian(*_example())
+    >>> bool(torch.allclose(h, h.mT))
+    True
+    """
+    return hessian_columns(net, x, y, list(range(net.depth * net.width**2))).movedim(0, 2)
+
+
+def magnitudes(
+    net: MLP, x: torch.Tensor, y: torch.Tensor, *, columns: int, generator: torch.Generator | None = None
+) -> Magnitudes:
+    r"""Measure gradient norms and mean absolute entries of diagonal and off-diagonal Hessian blocks.
+
+    A random column of the Hessian holds :math:`d^2` entries of one diagonal block and :math:`(L-1)d^2` entries of
+    off-diagonal blocks, so the mean over uniformly drawn columns is an unbiased estimate of the mean over all.
+
+    Parameters
+    ----------
+    net, x, y
+        As in :func:`gradient_norms`.
+    columns
+        How many columns to draw, without replacement; all when there are no more than that.
+    generator
+        The source of randomness; needed only when columns are drawn.
+
+    Raises
+    ------
+    ValueError
+        If ``columns`` is below 1, or below 2 when columns are drawn (no standard error), or no generator is given.
+
+    Source: Figures 1, 4, 13 and 15 of the paper plot these means.
+
+    Examples
+    --------
+    >>> magnitudes(*_example(), columns=12).diagonal.shape
+    torch.Size([2])
+    """
+    total, size = net.depth * net.width**2, net.width**2
+    if columns < 1 or (1 == columns < total):
+        raise ValueError(f"At least 2 columns are needed for a standard error, not {columns}.")
+    if columns < total and generator is None:
+        raise ValueError("Drawing columns at random needs a generator; pass runtime.torch_generator(seed).")
+    drawn = torch.randperm(total, generator=generator)[:columns].tolist() if columns < total else list(range(total))
+    sums = [_column_means(net, column // size, h) for column, h in _each(net, x, y, drawn)]
+    diagonal, off = (torch.stack(part) for part in zip(*sums, strict=True))
+    share = 1 - len(drawn) / total  # finite-population correction: no error when every column was computed
+    error = [
+        part.std(dim=0) * (share / len(drawn)) ** 0.5 if len(drawn) > 1 else torch.zeros_like(part[0])
+        for part in (diagonal, off)
+    ]
+    return Magnitudes(gradient_norms(net, x, y).mean(dim=1), diagonal.mean(dim=0), off.mean(dim=0), *error)
+
+
+def _each(net: MLP, x: torch.Tensor, y: torch.Tensor, columns: list[int]):
+    """Yield columns a few at a time, so that memory stays flat."""
+    for start in range(0, len(columns), 16):
+        chunk = columns[start : start + 16]
+        yield from zip(chunk, hessian_columns(net, x, y, chunk), strict=True)
+
+
+def _column_means(net: MLP, layer: int, column: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean |entry| of a column's part in its own layer, and in the others (NaN at depth 1); (seeds,) each."""
+    by_layer = column.abs().unflatten(1, (net.depth, -1)).mean(dim=2)
+    own = by_layer[:, layer]
+    return own, (by_layer.sum(dim=1) - own) / (net.depth - 1) if net.depth > 1 else torch.full_like(own, torch.nan)
+
+
+def _gradients(net: MLP, x: torch.Tensor, y: torch.Tensor, *, create_graph: bool = False):
+    """The hidden matrices as leaves, and the gradients in them of the losses of all seeds."""
+    hidden = tuple(w.detach().requires_grad_() for w in net.hidden)
+    losses = MLP(net.a, hidden, net.b, net.activation).losses(x, y)
+    return hidden, torch.autograd.grad(losses.sum(), hidden, create_graph=create_graph)
+
+
+def _example() -> tuple[MLP, torch.Tensor, torch.Tensor]:
+    """Two networks of width 2 and depth 3, and four data points, for the examples above."""
+    w = torch.linspace(-1, 1, 24, dtype=torch.float64).reshape(3, 2, 2, 2)
+    x = torch.linspace(0, 1, 8, dtype=torch.float64).reshape(4, 2)
+    return MLP(w[0], tuple(w), w[1], "linear"), x, x.flip(0)

@@ -1,0 +1,151 @@
+"""Sliders that are alive in static HTML, JupyterLab, VS Code and Colab alike: every position is drawn beforehand."""
+
+import base64
+import gzip
+import hashlib
+import html
+import io
+import itertools
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from .plotting import WIDTH
+from .runtime import progress, scale
+
+MOST_FRAMES = 400
+STYLES = {
+    "figure": "margin:1em 0",
+    "row": "display:flex;gap:.6em;align-items:center;margin:.3em 0;max-width:640px",
+    "label": "flex:0 0 9em",
+    "input": "flex:1;min-width:6em;height:28px",
+    "output": "flex:0 0 5em;font-variant-numeric:tabular-nums",
+}
+
+
+@dataclass(frozen=True)
+class Slider:
+    """One slider: its label, the values it stops at, the one it starts at, and how to write a value."""
+
+    label: str
+    values: Sequence[Any]
+    start: Any = None
+    text: Callable[[Any], str] = "{:g}".format
+
+
+class Explorer:
+    """A figure with sliders.
+
+    Parameters
+    ----------
+    draw
+        ``draw(figure, **values) -> str`` draws on an empty figure and returns one sentence on what it shows:
+        the read-out under the figure, and its alternative text.
+    title
+        What the figure is; the alternative text begins with it.
+    sliders
+        One for each keyword of ``draw``. At scale ``smoke`` only the first, start and last value are drawn.
+    height
+        Of the figure, in inches.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to slide, more than 400 pictures would be drawn, or a start is not among the values.
+
+    Examples
+    --------
+    >>> def draw(figure, power):
+    ...     figure.subplots().plot([0, 1], [0, 2**power])
+    ...     return f"The line ends at {2**power}."
+    >>> explorer = Explorer(draw, title="A line", sliders={"power": Slider("Power", [1, 3])})
+    >>> [frame["text"] for frame in explorer.frames]
+    ['The line ends at 2.', 'The line ends at 8.']
+    """
+
+    def __init__(
+        self, draw: Callable[..., str], *, title: str, sliders: Mapping[str, Slider], height: float = 3.6
+    ) -> None:
+        self.draw, self.title, self.sliders, self.height = draw, title, dict(sliders), height
+        self.values = {name: _stops(name, slider) for name, slider in self.sliders.items()}
+        positions = list(itertools.product(*self.values.values()))
+        if not sliders or len(positions) > MOST_FRAMES:
+            raise ValueError(f"An explorer has 1 to {MOST_FRAMES} pictures, not {len(positions) if sliders else 0}.")
+        self.frames = [self._frame(dict(zip(self.sliders, p, strict=True))) for p in progress(positions, title)]
+
+    def interact(self) -> None:
+        """In a live kernel, draw at any value between the stops, with ipywidgets."""
+        import ipywidgets
+
+        def show(**values: Any) -> None:
+            print(self.draw(plt.figure(figsize=(WIDTH, self.height)), **values))
+            plt.show()
+
+        def control(name: str) -> ipywidgets.Widget:
+            stops, label = self.values[name], self.sliders[name].label
+            if not all(isinstance(stop, int | float) for stop in stops):
+                return ipywidgets.SelectionSlider(options=list(stops), description=label)
+            whole = all(isinstance(stop, int) for stop in stops)
+            kind = ipywidgets.IntSlider if whole else ipywidgets.FloatSlider
+            return kind(min=min(stops), max=max(stops), value=self._start(name), description=label)
+
+        ipywidgets.interact(show, **{name: control(name) for name in self.sliders})
+
+    def _start(self, name: str) -> Any:
+        start = self.sliders[name].start
+        return self.values[name][0] if start is None else start
+
+    def _frame(self, values: dict[str, Any]) -> dict[str, str]:
+        figure = plt.figure(figsize=(WIDTH, self.height))
+        text = self.draw(figure, **values)
+        svg = io.StringIO()
+        figure.savefig(svg, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        plt.close(figure)
+        picture = svg.getvalue()
+        picture = picture[picture.index("<svg") :]  # without the XML declaration and the document type
+        picture = re.sub(r' d="[^"]+"', lambda path: re.sub(r"(\.\d)\d+", r"\1", path[0]), picture)
+        setting = ", ".join(f"{self.sliders[name].label} {self.sliders[name].text(v)}" for name, v in values.items())
+        return {"svg": picture, "alt": f"{self.title}; {setting}. {text}", "text": text}
+
+    def _repr_html_(self) -> str:
+        packed = base64.b64encode(gzip.compress(json.dumps(self.frames).encode(), mtime=0)).decode()
+        key = "vc-" + hashlib.sha256(packed.encode()).hexdigest()[:10]
+        index, rows = 0, []
+        for name, slider in self.sliders.items():
+            values, start = self.values[name], self.values[name].index(self._start(name))
+            texts = [slider.text(value) for value in values]
+            index = index * len(values) + start
+            rows.append(
+                f'<div class="vc-row" style="{STYLES["row"]}">'
+                f'<label for="{key}-{name}" style="{STYLES["label"]}">{html.escape(slider.label)}</label>'
+                f'<input type="range" id="{key}-{name}" min="0" max="{len(values) - 1}" step="1" value="{start}"'
+                f' aria-valuetext="{html.escape(texts[start])}" data-texts="{html.escape(json.dumps(texts))}"'
+                f' data-lm-suppress-shortcuts="true" style="{STYLES["input"]}">'
+                f'<output for="{key}-{name}" style="{STYLES["output"]}">{html.escape(texts[start])}</output></div>'
+            )
+        first = self.frames[index]
+        picture = base64.b64encode(first["svg"].encode()).decode()
+        return (
+            f'<figure class="vc-explorer" id="{key}" data-frames="{packed}" style="{STYLES["figure"]}">'
+            f'<img src="data:image/svg+xml;base64,{picture}" alt="{html.escape(first["alt"])}" style="max-width:100%">'
+            f'{"".join(rows)}<figcaption aria-live="polite">{html.escape(first["text"])}</figcaption>'
+            "<noscript>The sliders need JavaScript; the picture shows where they start.</noscript></figure>"
+            f"<script>{files('vclib').joinpath('explorer.js').read_text(encoding='utf-8')}</script>"
+        )
+
+    def __repr__(self) -> str:
+        return f"Explorer({self.title!r}, {len(self.frames)} pictures)"
+
+
+def _stops(name: str, slider: Slider) -> list[Any]:
+    values = list(slider.values)
+    if slider.start is not None and slider.start not in values:
+        raise ValueError(f"The slider {name!r} starts at {slider.start!r}, which is not among its values.")
+    if scale() != "smoke":
+        return values
+    return [v for i, v in enumerate(values) if i in (0, len(values) - 1) or v == slider.start]

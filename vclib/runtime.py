@@ -1,0 +1,100 @@
+"""Where a notebook runs and how much it computes: scale, device, random generators, progress."""
+
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+SCALES = ("smoke", "laptop", "paper")
+T = TypeVar("T")
+
+
+def scale() -> str:
+    """Return the size of the experiments: ``"smoke"``, ``"laptop"`` or ``"paper"``.
+
+    The environment variable ``VCLIB_SCALE`` decides; without it, ``"paper"`` when a GPU is present and
+    ``"laptop"`` otherwise.
+
+    Raises
+    ------
+    ValueError
+        If ``VCLIB_SCALE`` names no scale.
+
+    Examples
+    --------
+    >>> scale() in SCALES
+    True
+    """
+    name = os.environ.get("VCLIB_SCALE", "") or ("paper" if torch.cuda.is_available() else "laptop")
+    if name not in SCALES:
+        raise ValueError(f"VCLIB_SCALE is {name!r}; set it to 'smoke', 'laptop' or 'paper'.")
+    return name
+
+
+def choose(*, smoke: T, laptop: T, paper: T) -> T:
+    """Return what to use at the current :func:`scale`: quick test, two processor cores, or the paper's own size.
+
+    Examples
+    --------
+    >>> choose(smoke=2, laptop=2, paper=2)
+    2
+    """
+    return {"smoke": smoke, "laptop": laptop, "paper": paper}[scale()]
+
+
+def device() -> torch.device:
+    """Return the GPU if there is one, and the processor otherwise.
+
+    Examples
+    --------
+    >>> device().type in {"cuda", "cpu"}
+    True
+    """
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def generators(seed: int) -> tuple[np.random.Generator, torch.Generator]:
+    """Return fresh generators for numpy and torch; the same seed gives the same numbers on every device.
+
+    Raises
+    ------
+    ValueError
+        If ``seed`` is not a non-negative integer.
+
+    Examples
+    --------
+    >>> rng, torch_rng = generators(1)
+    >>> bool(rng.random() == generators(1)[0].random())
+    True
+    """
+    if int(seed) != seed or seed < 0:
+        raise ValueError(f"A seed is a non-negative integer, not {seed!r}.")
+    return np.random.default_rng(int(seed)), torch.Generator().manual_seed(int(seed))
+
+
+def progress(items: Iterable[T], description: str = "", **options: Any) -> Iterable[T]:
+    """Iterate with a tqdm bar (``**options`` are its) that vanishes at the end and never enters a built page.
+
+    Examples
+    --------
+    >>> sum(progress(range(4)))
+    6
+    """
+    live = sys.stderr.isatty() or ("ipykernel" in sys.modules and not os.environ.get("VCLIB_STATIC"))
+    return tqdm(items, desc=description, leave=False, disable=not live, **options)
+
+
+def announce() -> None:
+    """Print scale and device in one line.
+
+    Examples
+    --------
+    >>> announce()  # doctest: +ELLIPSIS
+    scale: ... · device: ...
+    """
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
+    print(f"scale: {scale()} · device: {where}")
