@@ -1,5 +1,6 @@
 """Gradients and Hessian blocks with respect to the hidden matrices, over a batch of seeds."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -26,8 +27,6 @@ def gradient_norms(net: MLP, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
     Source: equation 56 of the paper, by automatic differentiation.
 
-    Examples
-    --------
     >>> gradient_norms(*_example()).shape
     torch.Size([2, 3])
     """
@@ -42,23 +41,10 @@ def hessian_columns(net: MLP, x: torch.Tensor, y: torch.Tensor, columns: list[in
 
     Source: Pearlmutter (1994): a column is the gradient of one entry of the gradient.
 
-    Examples
-    --------
     >>> hessian_columns(*_example(), [0, 11]).shape
     torch.Size([2, 2, 12])
     """
-    size = net.width**2
-    if columns and not (min(columns) >= 0 and max(columns) < net.depth * size):
-        raise IndexError(f"This Hessian has columns 0 to {net.depth * size - 1}; got {min(columns)} to {max(columns)}.")
-    hidden, gradients = _gradients(net, x, y, create_graph=True)
-    result = []
-    for column in progress(columns, "Hessian columns"):
-        layer, entry = divmod(column, size)
-        target = gradients[layer].flatten(1)[:, entry].sum()
-        parts = torch.autograd.grad(target, hidden, retain_graph=True, allow_unused=True)
-        zero = torch.zeros_like(hidden[0])  # width 1, depth 1, linear: nothing depends on the weight
-        result.append(torch.cat([(zero if p is None else p).flatten(1) for p in parts], dim=1))
-    return torch.stack(result)
+    return torch.stack(list(_columns(net, x, y, columns)))
 
 
 def hessian(net: MLP, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -66,8 +52,6 @@ def hessian(net: MLP, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
     The order of the weights is that of :func:`hessian_columns`.
 
-    Examples
-    --------
     >>> h = hessian(*_example())
     >>> bool(torch.allclose(h, h.mT))
     True
@@ -83,24 +67,14 @@ def magnitudes(
     A random column of the Hessian holds :math:`d^2` entries of one diagonal block and :math:`(L-1)d^2` entries of
     off-diagonal blocks, so the mean over uniformly drawn columns is an unbiased estimate of the mean over all.
 
-    Parameters
-    ----------
-    net, x, y
-        As in :func:`gradient_norms`.
-    columns
-        How many columns to draw, without replacement; all when there are no more than that.
-    generator
-        The source of randomness; needed only when columns are drawn.
+    ``columns`` says how many to draw, without replacement; all are taken when there are no more than that, and then no
+    ``generator`` is needed. Networks and data are as in :func:`gradient_norms`.
 
-    Raises
-    ------
-    ValueError
-        If ``columns`` is below 1, or below 2 when columns are drawn (no standard error), or no generator is given.
+    Raises ValueError if ``columns`` is below 1, or below 2 when columns are drawn (no standard error), or no
+    generator is given.
 
     Source: Figures 1, 4, 13 and 15 of the paper plot these means.
 
-    Examples
-    --------
     >>> magnitudes(*_example(), columns=12).diagonal.shape
     torch.Size([2])
     """
@@ -108,9 +82,9 @@ def magnitudes(
     if columns < 1 or (1 == columns < total):
         raise ValueError(f"At least 2 columns are needed for a standard error, not {columns}.")
     if columns < total and generator is None:
-        raise ValueError("Drawing columns at random needs a generator; pass runtime.torch_generator(seed).")
+        raise ValueError("Drawing columns at random needs a generator; pass a torch.Generator.")
     drawn = torch.randperm(total, generator=generator)[:columns].tolist() if columns < total else list(range(total))
-    sums = [_column_means(net, column // size, h) for column, h in _each(net, x, y, drawn)]
+    sums = [_column_means(net, column // size, h) for column, h in zip(drawn, _columns(net, x, y, drawn), strict=True)]
     diagonal, off = (torch.stack(part) for part in zip(*sums, strict=True))
     share = 1 - len(drawn) / total  # finite-population correction: no error when every column was computed
     error = [
@@ -120,11 +94,16 @@ def magnitudes(
     return Magnitudes(gradient_norms(net, x, y).mean(dim=1), diagonal.mean(dim=0), off.mean(dim=0), *error)
 
 
-def _each(net: MLP, x: torch.Tensor, y: torch.Tensor, columns: list[int]):
-    """Yield columns a few at a time, so that memory stays flat."""
-    for start in range(0, len(columns), 16):
-        chunk = columns[start : start + 16]
-        yield from zip(chunk, hessian_columns(net, x, y, chunk), strict=True)
+def _columns(net: MLP, x: torch.Tensor, y: torch.Tensor, columns: list[int]) -> Iterator[torch.Tensor]:
+    """Yield columns (seeds, L d²) one by one, so that memory stays flat; see hessian_columns."""
+    size = net.width**2
+    if not columns or min(columns) < 0 or max(columns) >= net.depth * size:
+        raise IndexError(f"Name at least one column, from 0 to {net.depth * size - 1}, not {columns}.")
+    hidden, gradients = _gradients(net, x, y, create_graph=True)
+    for column in progress(columns, "Hessian columns"):
+        target = gradients[column // size].flatten(1)[:, column % size].sum()
+        parts = torch.autograd.grad(target, hidden, retain_graph=True, materialize_grads=True)
+        yield torch.cat([part.flatten(1) for part in parts], dim=1)
 
 
 def _column_means(net: MLP, layer: int, column: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,6 +7,7 @@ import html
 import io
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ STYLES = {
     "row": "display:flex;gap:.6em;align-items:center;margin:.3em 0;max-width:640px",
     "label": "flex:0 0 9em",
     "input": "flex:1;min-width:6em;height:28px",
-    "output": "flex:0 0 5em;font-variant-numeric:tabular-nums",
+    "output": "flex:0 0 7em;font-variant-numeric:tabular-nums",
 }
 
 
@@ -35,7 +36,7 @@ class Slider:
     label: str
     values: Sequence[Any]
     start: Any = None
-    text: Callable[[Any], str] = "{:g}".format
+    text: Callable[[Any], str] = lambda value: f"{value:g}"
 
 
 class Explorer:
@@ -53,13 +54,9 @@ class Explorer:
     height
         Of the figure, in inches.
 
-    Raises
-    ------
-    ValueError
-        If there is nothing to slide, more than 400 pictures would be drawn, or a start is not among the values.
+    Raises ValueError if there is nothing to slide, more than 400 pictures would be drawn, or a start is not among
+    the values.
 
-    Examples
-    --------
     >>> def draw(figure, power):
     ...     figure.subplots().plot([0, 1], [0, 2**power])
     ...     return f"The line ends at {2**power}."
@@ -69,13 +66,14 @@ class Explorer:
     """
 
     def __init__(
-        self, draw: Callable[..., str], *, title: str, sliders: Mapping[str, Slider], height: float = 3.6
+        self, draw: Callable[..., str], *, title: str, sliders: Mapping[str, Slider], height: float = 3.3
     ) -> None:
         self.draw, self.title, self.sliders, self.height = draw, title, dict(sliders), height
+        pictures = math.prod(len(slider.values) for slider in self.sliders.values()) if sliders else 0
+        if not 1 <= pictures <= MOST_FRAMES:
+            raise ValueError(f"An explorer has 1 to {MOST_FRAMES} pictures, not {pictures}.")
         self.values = {name: _stops(name, slider) for name, slider in self.sliders.items()}
-        positions = list(itertools.product(*self.values.values()))
-        if not sliders or len(positions) > MOST_FRAMES:
-            raise ValueError(f"An explorer has 1 to {MOST_FRAMES} pictures, not {len(positions) if sliders else 0}.")
+        positions = itertools.product(*self.values.values())
         self.frames = [self._frame(dict(zip(self.sliders, p, strict=True))) for p in progress(positions, title)]
 
     def interact(self) -> None:

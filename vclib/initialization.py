@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Integral
 
 import torch
 
@@ -16,8 +17,6 @@ class WeightLaw:
     exact when it is a ``Fraction``; ``size``, the larger side of the matrix, is for ``"orthogonal"`` alone, whose
     entries depend on each other. The other two satisfy Assumption 1 of the paper.
 
-    Examples
-    --------
     >>> lecun(64).variance, lecun(64).kurtosis
     (Fraction(1, 192), Fraction(9, 5))
     """
@@ -30,6 +29,8 @@ class WeightLaw:
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise ValueError(f"The family {self.family!r} is unknown; choose one of {', '.join(FAMILIES)}.")
+        if (self.family == "orthogonal") != (self.size is not None):
+            raise ValueError("An orthogonal law, and no other, needs the size of its matrix.")
         if not self.variance > 0:
             raise ValueError(f"A variance is positive, not {self.variance}.")
 
@@ -73,22 +74,12 @@ def lecun(fan_in: int, fan_out: int | None = None, *, family: str = "uniform") -
     The uniform one is :math:`U[-1/\sqrt{\text{fan\_in}}, 1/\sqrt{\text{fan\_in}}]`, which PyTorch's ``nn.Linear``
     still uses. Keras and TensorFlow give the name to another law, of variance 1/fan_in.
 
-    Parameters
-    ----------
-    fan_in, fan_out
-        Numbers of inputs and outputs of the layer; ``fan_out`` does not matter here, but all laws are called alike.
-    family
-        ``"uniform"`` or ``"gaussian"``.
-
-    Raises
-    ------
-    ValueError
-        If a fan is not a positive integer or the family is unknown.
+    ``fan_in`` and ``fan_out`` are the numbers of inputs and outputs of the layer; the second does not matter here, but
+    all laws are called alike. The family is ``"uniform"`` or ``"gaussian"``.
+    Raises ValueError if a fan is not a positive integer or the family is unknown.
 
     Source: LeCun et al. (1998); Section 2 of the paper.
 
-    Examples
-    --------
     >>> round(lecun(100).tau, 12)
     0.1
     """
@@ -102,8 +93,6 @@ def xavier(fan_in: int, fan_out: int | None = None, *, family: str = "uniform") 
 
     Source: Glorot & Bengio (2010); Proposition 2 of the paper.
 
-    Examples
-    --------
     >>> xavier(8).variance, xavier(8, 24).variance
     (Fraction(1, 8), Fraction(1, 16))
     """
@@ -117,8 +106,6 @@ def he(fan_in: int, fan_out: int | None = None, *, family: str = "uniform") -> W
 
     Source: He et al. (2015); Proposition 2 of the paper.
 
-    Examples
-    --------
     >>> he(8, family="gaussian").kurtosis
     Fraction(3, 1)
     """
@@ -132,8 +119,6 @@ def orthogonal(fan_in: int, fan_out: int | None = None) -> WeightLaw:
 
     Source: Saxe et al. (2013); Section 1 (ii) and Figure 14 of the paper.
 
-    Examples
-    --------
     >>> w = orthogonal(4).sample(4, 4, generator=torch.Generator().manual_seed(0))
     >>> bool(torch.allclose(w @ w.T, torch.eye(4, dtype=w.dtype)))
     True
@@ -143,7 +128,7 @@ def orthogonal(fan_in: int, fan_out: int | None = None) -> WeightLaw:
 
 
 def _fan(size: int) -> int:
-    if int(size) != size or size < 1:
+    if not isinstance(size, Integral) or size < 1:
         raise ValueError(f"A fan-in or fan-out is a positive integer, not {size!r}.")
     return int(size)
 

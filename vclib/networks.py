@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 
@@ -42,6 +43,8 @@ class MLP:
 
     def losses(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         r"""Return :math:`\frac1{2n}\sum_i\|y_i - F(x_i)\|^2` for each seed, (seeds,); ``y`` is (n, outputs)."""
+        if y.shape != (len(x), self.b.shape[1]):
+            raise ValueError(f"Targets for these inputs have shape {(len(x), self.b.shape[1])}, not {tuple(y.shape)}.")
         return 0.5 * (y - self(x)).square().sum(dim=(1, 2)) / len(x)
 
 
@@ -58,22 +61,11 @@ def mlp(
 ) -> MLP:
     """Draw ``seeds`` independent networks in float64 from one weight law.
 
-    Parameters
-    ----------
-    depth, width, inputs, outputs, seeds
-        L, d, the sizes of the data, and how many networks: positive integers.
-    law
-        ``initialization.he``, ``xavier``, ``lecun`` or ``orthogonal``; called with each matrix's fan-in and fan-out.
-    activation
-        ``"linear"`` or ``"relu"``.
+    ``law`` is ``initialization.he``, ``xavier``, ``lecun`` or ``orthogonal``; it is called with the fan-in and fan-out of
+    each matrix. The activation is ``"linear"`` or ``"relu"``.
 
-    Raises
-    ------
-    ValueError
-        If a size is not positive or the activation is unknown.
+    Raises ValueError if a size is not positive or the activation is unknown.
 
-    Examples
-    --------
     >>> from vclib.initialization import he
     >>> net = mlp(depth=3, width=4, inputs=5, outputs=2, law=he, activation="relu", seeds=6,
     ...           generator=torch.Generator().manual_seed(0))
@@ -81,7 +73,7 @@ def mlp(
     torch.Size([6, 7, 2])
     """
     for name, size in {"depth": depth, "width": width, "inputs": inputs, "outputs": outputs, "seeds": seeds}.items():
-        if int(size) != size or size < 1:
+        if not isinstance(size, Integral) or size < 1:
             raise ValueError(f"The {name} of an MLP is a positive integer, not {size!r}.")
     if activation not in ACTIVATIONS:
         raise ValueError(f"The activation {activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}.")

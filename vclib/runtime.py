@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterable
+from numbers import Integral
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,13 +20,8 @@ def scale() -> str:
     The environment variable ``VCLIB_SCALE`` decides; without it, ``"paper"`` when a GPU is present and
     ``"laptop"`` otherwise.
 
-    Raises
-    ------
-    ValueError
-        If ``VCLIB_SCALE`` names no scale.
+    Raises ValueError if ``VCLIB_SCALE`` names no scale.
 
-    Examples
-    --------
     >>> scale() in SCALES
     True
     """
@@ -38,8 +34,6 @@ def scale() -> str:
 def choose(*, smoke: T, laptop: T, paper: T) -> T:
     """Return what to use at the current :func:`scale`: quick test, two processor cores, or the paper's own size.
 
-    Examples
-    --------
     >>> choose(smoke=2, laptop=2, paper=2)
     2
     """
@@ -49,8 +43,6 @@ def choose(*, smoke: T, laptop: T, paper: T) -> T:
 def device() -> torch.device:
     """Return the GPU if there is one, and the processor otherwise.
 
-    Examples
-    --------
     >>> device().type in {"cuda", "cpu"}
     True
     """
@@ -60,18 +52,13 @@ def device() -> torch.device:
 def generators(seed: int) -> tuple[np.random.Generator, torch.Generator]:
     """Return fresh generators for numpy and torch; the same seed gives the same numbers on every device.
 
-    Raises
-    ------
-    ValueError
-        If ``seed`` is not a non-negative integer.
+    Raises ValueError if ``seed`` is not a non-negative integer.
 
-    Examples
-    --------
     >>> rng, torch_rng = generators(1)
     >>> bool(rng.random() == generators(1)[0].random())
     True
     """
-    if int(seed) != seed or seed < 0:
+    if not isinstance(seed, Integral) or seed < 0:
         raise ValueError(f"A seed is a non-negative integer, not {seed!r}.")
     return np.random.default_rng(int(seed)), torch.Generator().manual_seed(int(seed))
 
@@ -79,8 +66,6 @@ def generators(seed: int) -> tuple[np.random.Generator, torch.Generator]:
 def progress(items: Iterable[T], description: str = "", **options: Any) -> Iterable[T]:
     """Iterate with a tqdm bar (``**options`` are its) that vanishes at the end and never enters a built page.
 
-    Examples
-    --------
     >>> sum(progress(range(4)))
     6
     """
@@ -91,8 +76,6 @@ def progress(items: Iterable[T], description: str = "", **options: Any) -> Itera
 def announce() -> None:
     """Print scale and device in one line.
 
-    Examples
-    --------
     >>> announce()  # doctest: +ELLIPSIS
     scale: ... · device: ...
     """

@@ -1,0 +1,277 @@
+"""The built pages in a real browser: what a reader sees, on a laptop and on a phone, in light and in dark.
+
+`make site-test` builds the book and runs this; there, a missing browser or book is a failure. Elsewhere it is a skip.
+"""
+
+import functools
+import http.server
+import os
+import re
+import shutil
+import threading
+from collections import Counter
+from pathlib import Path
+from urllib.parse import unquote, urljoin, urlsplit
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SITE = ROOT / "_build" / "html"
+PAGES = sorted(path.name for path in SITE.glob("*.html"))
+GENERATED = {"genindex.html", "search.html", "py-modindex.html", "prf-prf.html"}  # lists that Sphinx makes by itself
+WITH_EXPLORER = [page for page in PAGES if page[:3] in ("01-", "04-", "05-")]
+MOST_BYTES = 1_500_000
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+COLAB = "https://colab.research.google.com/"
+SERVICES = re.compile(r"colab\.|mybinder|executablebooks|jupyterbook\.org")
+# Known findings of the theme, outside the article: `region` (parts of its frame lie in no landmark) and
+# `label-content-name-mismatch` (its search button). Axe therefore looks at the article only.
+ARTICLE = "article.bd-article"
+
+
+def unavailable() -> str:
+    """Return why the pages cannot be tested here, or ""."""
+    if not any(map(shutil.which, BROWSERS)):
+        return "no Chromium on this machine (Debian's package is `chromium`), so the built pages are not tested"
+    if "index.html" not in PAGES:
+        return "there is no built book in _build/html, so its pages are not tested; run `make book` first"
+    sources = [
+        p
+        for folder in ("book", "vclib")
+        for p in (ROOT / folder).rglob("*")
+        if p.suffix in {".ipynb", ".md", ".css", ".py", ".js", ".bib"}
+    ]
+    if max(p.stat().st_mtime for p in sources) > (SITE / "index.html").stat().st_mtime:
+        return "the built book is older than its sources, so its pages are not tested; run `make book` first"
+    return ""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _needed() -> None:
+    reason = unavailable()
+    if reason and os.environ.get("VCLIB_SITE_REQUIRED") == "1":
+        pytest.fail(f"VCLIB_SITE_REQUIRED is set, but {reason}.")
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def address(_needed):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    class Server(http.server.ThreadingHTTPServer):
+        def handle_error(self, request, client_address):
+            pass  # the browser closed a connection that it no longer needs
+
+    server = Server(("127.0.0.1", 0), functools.partial(Quiet, directory=str(SITE)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def browser(_needed):
+    from playwright.sync_api import sync_playwright
+
+    program = next(filter(None, map(shutil.which, BROWSERS)))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A page that is open, with everything that it asked for and everything that it complained about."""
+
+    def __init__(self, browser, address, name, width=1280, theme="light"):
+        self.name, self.address, self.trouble, self.weight = name, address, [], {}
+        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
+        self.page = self.context.new_page()
+        self.page.on("request", self._request)
+        self.page.on("response", self._response)
+        self.page.on("requestfailed", lambda r: self.trouble.append(f"request failed: {r.url[:200]}"))
+        self.page.on("pageerror", lambda error: self.trouble.append(f"script error: {error}"))
+        self.page.on(
+            "console", lambda m: self.trouble.append(f"console: {m.text}") if m.type in ("error", "warning") else None
+        )
+        self.page.goto(address + name, wait_until="load")
+        self.page.evaluate(  # MathJax says when it is done; without formulas there is none
+            "async () => { if (document.querySelector('script[src*=\"tex-chtml\"]')) await MathJax.startup.promise; }"
+        )
+        self.page.wait_for_function("!document.querySelector('.vc-explorer:not([data-ready])')")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.context.close()
+
+    def _request(self, request):
+        if not request.url.startswith((self.address, "data:", "blob:")):
+            self.trouble.append(f"request to another site: {request.url}")
+
+    def _response(self, response):
+        path = urlsplit(response.url).path
+        if response.status >= 400:
+            self.trouble.append(f"status {response.status}: {response.url}")
+        elif response.url.startswith(self.address) and "/mathjax/" not in path:
+            file = SITE / (unquote(path).lstrip("/") or "index.html")
+            self.weight[path] = file.stat().st_size if file.is_file() else 0  # the server does not compress
+
+
+def look(page, width, theme):
+    """Return what is wrong at a glance: another theme than asked for, or a page that is too wide."""
+    shown, wide = page.evaluate("[document.documentElement.dataset.theme, document.documentElement.scrollWidth]")
+    if shown != theme:
+        yield f"the theme shown is {shown!r}"
+    if wide > width:
+        yield f"the page is {wide} px wide"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page(browser, address, name):
+    """Nothing fails, nothing goes abroad, nothing overflows, and axe finds nothing serious, in all four views."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    problems = []
+    for width, theme in ((1280, "light"), (390, "dark")):
+        other = "dark" if theme == "light" else "light"
+        with Visit(browser, address, name, width, theme) as visit:
+            where = f"{name} at {width} px, {theme}"
+            problems += [f"{where}: {problem}" for problem in look(visit.page, width, theme)]
+            # Contrast depends on the theme, overflow on the width: one run of axe for each theme and each width.
+            if name not in GENERATED:
+                for finding in Axe().run(visit.page, ARTICLE, {"preload": False}).response["violations"]:
+                    if finding["impact"] in ("serious", "critical"):
+                        nodes = "; ".join(node["html"][:150] for node in finding["nodes"][:3])
+                        problems.append(f"{where}: axe {finding['id']} ({finding['impact']}): {nodes}")
+            weight = sum(visit.weight.values())
+            if weight > MOST_BYTES:
+                worst = sorted(visit.weight.items(), key=lambda item: -item[1])[:3]
+                problems.append(f"{where}: weighs {weight:,} bytes, most of it {worst}")
+            visit.page.emulate_media(color_scheme=other)  # the reader's machine switches at dusk
+            visit.page.wait_for_timeout(100)
+            visit.page.evaluate("new Promise(requestAnimationFrame)")
+            problems += [f"{name} at {width} px, {other}: {problem}" for problem in look(visit.page, width, other)]
+            problems += [f"{where}: {trouble}" for trouble in visit.trouble]
+    assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize("name", [page for page in PAGES if page not in GENERATED])
+def test_figures_and_mathematics(browser, address, name):
+    """Every picture has its own alternative text, every formula is typeset, every link leads somewhere."""
+    with Visit(browser, address, name) as visit:
+        page = visit.page
+        texts = page.eval_on_selector_all(f"{ARTICLE} img", "all => all.map(image => image.alt)")
+        broken = page.eval_on_selector_all(
+            f"{ARTICLE} img", "all => all.filter(image => !image.complete || !image.naturalWidth).map(i => i.alt)"
+        )
+        raw = page.eval_on_selector_all(
+            f"{ARTICLE} .math", "all => all.filter(f => !f.querySelector('mjx-container')).map(f => f.textContent)"
+        )
+        errors = page.eval_on_selector_all(f"{ARTICLE} mjx-merror", "all => all.map(e => e.textContent)")
+        left = page.evaluate(
+            """selector => {
+              const copy = document.querySelector(selector).cloneNode(true);
+              copy.querySelectorAll('pre, code, script, .math, mjx-container').forEach(e => e.remove());
+              return copy.textContent.match(/\\$[^$\\n]{1,60}\\$|\\\\\\(.{1,60}\\\\\\)/g) || [];
+            }""",
+            ARTICLE,
+        )
+        typeset = page.locator("mjx-container").count()
+    assert not broken, f"pictures that do not load: {broken}"
+    nameless = [text for text in texts if len(text.strip()) < 10 or re.search(r"\.(svg|png|jpe?g)$|^_images/", text)]
+    assert not nameless, f"pictures whose alternative text is empty, too short or a file name: {nameless}"
+    shared = [text for text, count in Counter(texts).items() if count > 1]
+    assert not shared, f"pictures that share an alternative text: {shared}"
+    assert not raw, f"formulas that are not typeset: {raw[:5]}"
+    assert not errors, f"formulas with errors: {errors}"
+    assert not left, f"dollar signs that never became formulas: {left[:5]}"
+    source = ROOT / "book" / f"{Path(name).stem}.ipynb"
+    source = source if source.exists() else source.with_suffix(".md")
+    if source.exists() and re.search(r"(?<![\\`])\$[^$\n`]+\$", source.read_text(encoding="utf-8")):
+        assert typeset, "the source has formulas, the page has none"
+
+
+def test_links():
+    """Internal links and anchors resolve; without a repository nothing points at Colab or at anyone's repository."""
+    import tomllib
+
+    from bs4 import BeautifulSoup
+
+    soups = {name: BeautifulSoup((SITE / name).read_text(encoding="utf-8"), "html.parser") for name in PAGES}
+    anchors = {name: {tag["id"] for tag in soup.find_all(id=True)} for name, soup in soups.items()}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    repository = project.get("urls", {}).get("Repository", "")
+    dead, foreign = [], []
+    for name, soup in soups.items():
+        for link in soup.find_all("a", href=True):
+            target = urlsplit(urljoin(name, link["href"]))
+            here = f"{name}: {link['href']}"
+            if target.scheme in ("http", "https"):
+                ours = bool(repository) and link["href"].startswith((repository, COLAB))
+                cited = link.find_parent("article") is not None and not SERVICES.search(target.netloc)
+                if not (ours or cited) or (link["href"].startswith(COLAB) and not target.path.endswith(".ipynb")):
+                    foreign.append(here)
+            elif not target.scheme:
+                path = unquote(target.path) or name
+                anchor = unquote(target.fragment)
+                if not (SITE / path).is_file() or (anchor and path in anchors and anchor not in anchors[path]):
+                    dead.append(here)
+    assert not dead, f"links that lead nowhere: {sorted(set(dead))}"
+    assert not foreign, f"links to other sites around the text: {sorted(set(foreign))}"
+
+
+def test_search(browser, address):
+    """Searching finds something, and what it finds exists."""
+    with Visit(browser, address, "search.html?q=Erlang") as visit:
+        visit.page.wait_for_selector("#search-results li a", timeout=10_000)
+        first = visit.page.locator("#search-results li a").first.get_attribute("href")
+        assert (SITE / urlsplit(first).path).is_file()
+        visit.page.wait_for_timeout(300)
+        assert not visit.trouble, visit.trouble
+
+
+def test_explorers_are_there(browser, address):
+    """The chapters that promise an explorer have one."""
+    without = [name for name in WITH_EXPLORER if 'class="vc-explorer"' not in (SITE / name).read_text("utf-8")]
+    assert not without, f"chapters without an explorer: {without}"
+
+
+@pytest.mark.parametrize("name", [p for p in PAGES if 'class="vc-explorer"' in (SITE / p).read_text(encoding="utf-8")])
+def test_explorers(browser, address, name):
+    """Every slider moves by keyboard, and picture, alternative text, value and read-out follow."""
+    state = """input => {
+      const root = input.closest(".vc-explorer");
+      return {
+        picture: root.querySelector("img").getAttribute("src"),
+        "alternative text": root.querySelector("img").alt,
+        "spoken value": input.getAttribute("aria-valuetext"),
+        "shown value": root.querySelector(`output[for="${input.id}"]`).textContent,
+        "read-out": root.querySelector("figcaption").textContent,
+      };
+    }"""
+    with Visit(browser, address, name) as visit:
+        sliders = visit.page.locator(".vc-explorer input[type=range]").all()
+        assert sliders
+        for slider in sliders:
+            label = slider.evaluate("input => input.labels.length ? input.labels[0].textContent.trim() : ''")
+            assert label, f"a slider of {name} has no label"
+            before = slider.evaluate(state)
+            slider.focus()
+            at_end = slider.evaluate("input => Number(input.value) >= Number(input.max)")
+            visit.page.keyboard.press("ArrowLeft" if at_end else "ArrowRight")
+            visit.page.wait_for_timeout(50)
+            after = slider.evaluate(state)
+            stuck = [what for what in before if before[what] == after[what]]
+            assert not stuck, f"the slider {label!r} of {name} moved, but not its {', '.join(stuck)}"
+            assert all(after.values()), f"the slider {label!r} of {name} left something empty: {after}"
+        pictures = visit.page.locator(".vc-explorer img")
+        visit.page.wait_for_timeout(100)
+        assert all(pictures.evaluate_all("all => all.map(image => image.complete && image.naturalWidth > 0)"))
+        assert not visit.trouble, visit.trouble

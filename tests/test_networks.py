@@ -1,0 +1,138 @@
+"""The MLP of equation 1, held against a literal numpy evaluation with explicit gates."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vclib.initialization import he, lecun, orthogonal, xavier
+from vclib.networks import MLP, mlp
+
+modest = settings(deadline=None, max_examples=25, derandomize=True)
+SIZES = {"depth": 4, "width": 3, "inputs": 5, "outputs": 2, "seeds": 3}
+
+
+def draw(seed=11, *, law=he, activation="relu", **sizes):
+    generator = torch.Generator().manual_seed(seed)
+    return mlp(**(SIZES | sizes), law=law, activation=activation, generator=generator)
+
+
+def inputs(n, size, seed=9):
+    return torch.randn(n, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def literal_forward(net, seed, x):
+    """Equation 1 for one sample: B D^L W^L ... D^1 W^1 D^0 A x, the gates D^l diagonal matrices of zeros and ones."""
+    a, b, *hidden = (m[seed].numpy() for m in (net.a, net.b, *net.hidden))
+
+    def gate(h):
+        return np.diag((h > 0).astype(float)) if net.activation == "relu" else np.eye(len(h))
+
+    product = gate(a @ x) @ a
+    for w in hidden:
+        product = gate(w @ product @ x) @ w @ product
+    return b @ product @ x
+
+
+@pytest.mark.parametrize("activation", ["linear", "relu"])
+@pytest.mark.parametrize(
+    "sizes", [{}, {"width": 1, "seeds": 64}, {"depth": 1, "outputs": 1}, {"depth": 9, "inputs": 1}]
+)
+def test_forward_is_equation_one(activation, sizes):
+    net = draw(activation=activation, **sizes)
+    x = inputs(6, net.a.shape[2])
+    literal = [[literal_forward(net, s, sample) for sample in x.numpy()] for s in range(net.a.shape[0])]
+    assert np.abs(literal).max() > 0
+    np.testing.assert_allclose(net(x), literal, rtol=1e-12, atol=1e-14)
+
+
+def test_losses_are_half_mean_squares():
+    net, x, y = draw(), inputs(6, 5), inputs(6, 2, seed=1)
+    literal = [
+        sum(np.sum((t - literal_forward(net, s, v)) ** 2) for v, t in zip(x.numpy(), y.numpy(), strict=True)) / (2 * 6)
+        for s in range(3)
+    ]
+    np.testing.assert_allclose(net.losses(x, y), literal, rtol=1e-12)
+
+
+def test_seeds_do_not_see_each_other():
+    net, x, y = draw(), inputs(6, 5), inputs(6, 2, seed=1)
+    for s in range(3):
+        alone = MLP(net.a[s : s + 1], tuple(w[s : s + 1] for w in net.hidden), net.b[s : s + 1], "relu")
+        torch.testing.assert_close(alone(x)[0], net(x)[s], rtol=1e-13, atol=1e-15)
+        torch.testing.assert_close(alone.losses(x, y)[0], net.losses(x, y)[s], rtol=1e-13, atol=0)
+    assert not torch.allclose(net(x)[0], net(x)[1])
+
+
+@pytest.mark.parametrize("activation", ["linear", "relu"])
+def test_samples_do_not_see_each_other(activation):
+    net, x = draw(activation=activation), inputs(6, 5)
+    torch.testing.assert_close(torch.cat([net(row[None]) for row in x], dim=1), net(x), rtol=1e-13, atol=1e-15)
+
+
+def test_a_linear_net_is_a_matrix_product():
+    net, x = draw(activation="linear", depth=6, law=xavier), inputs(4, 5)
+    for s in range(3):
+        chain = np.linalg.multi_dot([net.b[s].numpy(), *(w[s].numpy() for w in reversed(net.hidden)), net.a[s].numpy()])
+        np.testing.assert_allclose(net(x)[s], x.numpy() @ chain.T, rtol=1e-12, atol=1e-14)
+
+
+@modest
+@given(st.floats(1e-3, 1e3), st.integers(0, 10**6), st.integers(0, 5))
+def test_relu_nets_are_positively_homogeneous(factor, seed, layer):
+    net, x = draw(seed), inputs(3, 5, seed)
+    torch.testing.assert_close(net(factor * x), factor * net(x), rtol=1e-11, atol=0)
+    matrices = [net.a, *net.hidden, net.b]
+    matrices[layer] = factor * matrices[layer]
+    scaled = MLP(matrices[0], tuple(matrices[1:-1]), matrices[-1], "relu")
+    torch.testing.assert_close(scaled(x), factor * net(x), rtol=1e-11, atol=0)
+
+
+def test_a_relu_net_is_not_linear():
+    net, x = draw(), inputs(3, 5)
+    assert not torch.allclose(net(-x), -net(x))
+
+
+def test_shapes_depth_and_width():
+    net = draw(depth=2, width=7)
+    assert (net.depth, net.width) == (2, 7)
+    assert net.a.shape == (3, 7, 5)
+    assert net.b.shape == (3, 2, 7)
+    assert [w.shape for w in net.hidden] == [(3, 7, 7)] * 2
+    assert net.a.dtype == torch.float64
+
+
+def test_each_matrix_follows_the_law_of_its_own_fans():
+    wide = {"inputs": 400, "outputs": 25, "width": 100, "depth": 1, "seeds": 2}
+    for law, variances in (
+        (he, (2 / 400, 2 / 100, 2 / 100)),
+        (lecun, (1 / 1200, 1 / 300, 1 / 300)),
+        (xavier, (2 / 500, 1 / 100, 2 / 125)),
+    ):
+        net = draw(law=law, **wide)
+        for matrix, variance in zip((net.a, net.hidden[0], net.b), variances, strict=True):
+            error = (0.8 / matrix.numel()) ** 0.5  # a uniform law has Var(w^2) = 0.8 sigma^4
+            assert abs(matrix.square().mean() / variance - 1) < 4 * error
+    net = draw(law=orthogonal, **wide)
+    torch.testing.assert_close(net.b @ net.b.mT, torch.eye(25, dtype=torch.float64).expand(2, 25, 25))
+    torch.testing.assert_close(net.a @ net.a.mT, torch.eye(100, dtype=torch.float64).expand(2, 100, 100))
+
+
+def test_the_generator_decides():
+    first, again, other = draw(1), draw(1), draw(2)
+    assert torch.equal(first.hidden[3], again.hidden[3])
+    assert torch.equal(first.b, again.b)
+    assert not torch.equal(first.b, other.b)
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("bad", [0, -1, 1.5])
+def test_a_size_that_is_none_raises(name, bad):
+    with pytest.raises(ValueError, match=f"The {name} of an MLP is a positive integer, not {bad}"):
+        draw(**{name: bad})
+
+
+def test_an_unknown_activation_raises():
+    with pytest.raises(ValueError, match="'tanh' is unknown; choose one of linear, relu"):
+        draw(activation="tanh")
