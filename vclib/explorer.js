@@ -6,11 +6,11 @@
     const readout = root.querySelector("figcaption");
     const sliders = [...root.querySelectorAll("input[type=range]")];
     const texts = sliders.map((slider) => JSON.parse(slider.dataset.texts));
-    let frames;
+    let data;
     try {
       const packed = Uint8Array.from(atob(root.dataset.frames), (letter) => letter.charCodeAt(0));
       const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-      frames = await new Response(stream).json();
+      data = await new Response(stream).json();
     } catch {
       readout.textContent += " This browser is too old for the sliders: they stay where they are.";
       continue;
@@ -23,8 +23,8 @@
         slider.setAttribute("aria-valuetext", text);
         slider.parentElement.querySelector("output").textContent = text;
       });
-      const frame = frames[index];
-      image.src = "data:image/svg+xml," + encodeURIComponent(frame.svg);
+      const frame = data.frames[index];
+      image.src = "data:image/svg+xml," + encodeURIComponent(frame.svg.map((line) => data.lines[line]).join("\n"));
       image.alt = frame.alt;
       readout.textContent = frame.text;
     };

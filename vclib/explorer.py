@@ -111,7 +111,13 @@ class Explorer:
         return {"svg": picture, "alt": f"{self.title}; {setting}. {text}", "text": text}
 
     def _repr_html_(self) -> str:
-        packed = base64.b64encode(gzip.compress(json.dumps(self.frames).encode(), mtime=0)).decode()
+        lines: dict[str, int] = {}  # most lines of the pictures are alike, so each is sent once
+        frames = [
+            frame | {"svg": [lines.setdefault(line, len(lines)) for line in frame["svg"].split("\n")]}
+            for frame in self.frames
+        ]
+        data = json.dumps({"lines": list(lines), "frames": frames}, separators=(",", ":"))
+        packed = base64.b64encode(gzip.compress(data.encode(), mtime=0)).decode()
         key = "vc-" + hashlib.sha256(packed.encode()).hexdigest()[:10]
         index, rows = 0, []
         for name, slider in self.sliders.items():

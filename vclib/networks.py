@@ -61,8 +61,8 @@ def mlp(
 ) -> MLP:
     """Draw ``seeds`` independent networks in float64 from one weight law.
 
-    ``law`` is ``initialization.he``, ``xavier``, ``lecun`` or ``orthogonal``; it is called with the fan-in and fan-out of
-    each matrix. The activation is ``"linear"`` or ``"relu"``.
+    ``law`` is ``initialization.he``, ``xavier``, ``lecun`` or ``orthogonal``, called with each matrix's fan-in and
+    fan-out. The activation is ``"linear"`` or ``"relu"``.
 
     Raises ValueError if a size is not positive or the activation is unknown.
 

@@ -44,6 +44,7 @@ def configure(app: Sphinx, config: Config) -> None:
         launch_buttons={"colab_url": COLAB} if on_github else {},
     )
     config.html_copy_source = bool(url)
+    config.numfig = False  # figures keep the paper's numbers; a second count would confuse
     config.templates_path.insert(0, str(ROOT / "book" / "_templates"))
 
 
