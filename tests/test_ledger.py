@@ -1,4 +1,4 @@
-"""The claim ledger is complete, agrees with the notebooks, and every check in it can fail.
+"""The claim ledger is complete, agrees with the notebooks, and every check and exercise in them can fail.
 
 The functions take the folder of the book, so that they are tested here on small stand-ins as well.
 """
@@ -160,10 +160,28 @@ def inconsistent(rows: list[Row], book: Path) -> list[str]:
     return problems
 
 
+def run_chapter(notebook: Path) -> None:
+    """Run the code cells of a chapter in this process, in its own folder, at the scale of the tests."""
+    namespace = {"__name__": "__main__", "display": display, "get_ipython": lambda: None}
+    dtype = torch.get_default_dtype()
+    with pytest.MonkeyPatch.context() as patch, matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("default")  # pyproject turns warnings into errors; Agg warns at plt.show()
+        patch.setenv("VCLIB_SCALE", "smoke")
+        patch.chdir(notebook.parent)
+        matplotlib.use("Agg", force=True)
+        try:
+            for number, (source, tags) in enumerate(sources(notebook), 1):
+                with contextlib.suppress(Exception) if "raises-exception" in tags else contextlib.nullcontext():
+                    exec(compile(source, f"{notebook.name}, code cell {number}", "exec"), namespace)
+        finally:
+            pyplot.close("all")
+            torch.set_default_dtype(dtype)
+
+
 def try_checks(notebook: Path, claims: ModuleType) -> dict[str, bool]:
     """Run a chapter once; for each check say whether it fails when its control takes the place of the measurement.
 
-    The chapter runs in this process, in its own folder. A check that fails in its own right stops it, as in the book.
+    A check that fails in its own right stops the chapter, as in the book.
     """
     genuine, can_fail = claims.check, {}
 
@@ -178,21 +196,9 @@ def try_checks(notebook: Path, claims: ModuleType) -> dict[str, bool]:
             can_fail[name] = False
         return result
 
-    namespace = {"__name__": "__main__", "display": display, "get_ipython": lambda: None}
-    dtype = torch.get_default_dtype()
-    with pytest.MonkeyPatch.context() as patch, matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.simplefilter("default")  # pyproject turns warnings into errors; Agg warns at plt.show()
-        patch.setenv("VCLIB_SCALE", "smoke")
-        patch.chdir(notebook.parent)
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(claims, "check", check)
-        matplotlib.use("Agg", force=True)
-        try:
-            for number, (source, tags) in enumerate(sources(notebook), 1):
-                with contextlib.suppress(Exception) if "raises-exception" in tags else contextlib.nullcontext():
-                    exec(compile(source, f"{notebook.name}, code cell {number}", "exec"), namespace)
-        finally:
-            pyplot.close("all")
-            torch.set_default_dtype(dtype)
+        run_chapter(notebook)
     return can_fail
 
 
@@ -212,6 +218,59 @@ def test_every_check_can_fail(notebook: Path):
     from vclib import claims
 
     assert try_checks(notebook, claims) == {id: True for slug, id in written_checks(BOOK) if slug == notebook.stem}
+
+
+@pytest.mark.parametrize("notebook", chapters(BOOK), ids=lambda path: path.stem)
+def test_stubs_are_not_attempted_and_solutions_pass(notebook: Path, monkeypatch):
+    from vclib import exercises
+
+    genuine, states = exercises.Exercise.feedback, []
+
+    def feedback(self, answer):
+        verdict = genuine(self, answer)
+        states.append((self.name, "stub" if answer is ... else "answer", verdict.state))
+        return verdict
+
+    monkeypatch.setattr(exercises.Exercise, "feedback", feedback)
+    run_chapter(notebook)
+    names = {name for name, _, _ in states}
+    assert len(names) >= 3
+    assert sorted(states) == sorted(
+        row for name in names for row in ((name, "stub", "not-attempted"), (name, "answer", "correct"))
+    )
+
+
+def scaled(genuine, factor):
+    return lambda *args, **kwargs: factor * genuine(*args, **kwargs)
+
+
+MUTANTS = {  # chapter, function of vclib.chain, factor on its result, the check that must notice
+    "Erlang median off by 10 %": ("04-chain-moments", "erlang_median", 1.1, "prop-3-fat-tails"),
+    "Erlang law off by 1 %": ("05-chain-median", "erlang_cdf", 1.01, "lemma-4-density"),
+    "median off by 2 %": ("05-chain-median", "median_forward", 1.02, "prop-5-median"),
+    "Erlang median nearer to L": ("05-chain-median", "_erlang_median_excess", 0.9, "prop-5-choi-bounds"),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_broken_formula_stops_its_chapter(mutant, monkeypatch):
+    from vclib import chain
+
+    chapter, name, factor, id = MUTANTS[mutant]
+    monkeypatch.setattr(chain, name, scaled(getattr(chain, name), factor))
+    with pytest.raises(AssertionError, match=id):  # a failed claim is an AssertionError
+        run_chapter(BOOK / f"{chapter}.ipynb")
+
+
+@pytest.mark.parametrize("shift", [1, 3])
+def test_broken_hessian_columns_stop_the_introduction(shift, monkeypatch):
+    from vclib import claims, curvature
+
+    genuine = curvature._column_means
+    swapped = lambda net, layer, column: genuine(net, (layer + shift) % net.depth, column)  # noqa: E731
+    monkeypatch.setattr(curvature, "_column_means", swapped)
+    with pytest.raises(claims.ClaimFailed):
+        run_chapter(BOOK / "01-introduction.ipynb")
 
 
 # --- the tests themselves, on stand-ins ---------------------------------------------------------------------------
