@@ -11,7 +11,7 @@ from .runtime import progress
 
 @dataclass(frozen=True)
 class Magnitudes:
-    """What :func:`magnitudes` measures, one number a seed: all of shape (seeds,) and float64."""
+    """What :func:`magnitudes` measures, one number a seed: all of shape (seeds,), float64, on the processor."""
 
     gradient: torch.Tensor  # mean over layers of the Frobenius norm of a layer's gradient
     diagonal: torch.Tensor  # mean absolute entry of the diagonal blocks (k, k)
@@ -91,7 +91,8 @@ def magnitudes(
         part.std(dim=0) * (share / len(drawn)) ** 0.5 if len(drawn) > 1 else torch.zeros_like(part[0])
         for part in (diagonal, off)
     ]
-    return Magnitudes(gradient_norms(net, x, y).mean(dim=1), diagonal.mean(dim=0), off.mean(dim=0), *error)
+    means = gradient_norms(net, x, y).mean(dim=1), diagonal.mean(dim=0), off.mean(dim=0)
+    return Magnitudes(*(part.cpu() for part in (*means, *error)))
 
 
 def _columns(net: MLP, x: torch.Tensor, y: torch.Tensor, columns: list[int]) -> Iterator[torch.Tensor]:

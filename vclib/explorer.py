@@ -42,17 +42,9 @@ class Slider:
 class Explorer:
     """A figure with sliders.
 
-    Parameters
-    ----------
-    draw
-        ``draw(figure, **values) -> str`` draws on an empty figure and returns one sentence on what it shows:
-        the read-out under the figure, and its alternative text.
-    title
-        What the figure is; the alternative text begins with it.
-    sliders
-        One for each keyword of ``draw``. At scale ``smoke`` only the first, start and last value are drawn.
-    height
-        Of the figure, in inches.
+    ``draw(figure, **values) -> str`` draws on an empty figure and returns one sentence on what it shows: the read-out
+    under the figure. The alternative text is the title, the setting and this sentence. There is one slider for each
+    keyword of ``draw``; at scale ``smoke`` only its first, start and last value are drawn. The height is in inches.
 
     Raises ValueError if there is nothing to slide, more than 400 pictures would be drawn, or a start is not among
     the values.

@@ -58,11 +58,13 @@ def mlp(
     activation: str,
     seeds: int,
     generator: torch.Generator,
+    device: torch.device | None = None,
 ) -> MLP:
     """Draw ``seeds`` independent networks in float64 from one weight law.
 
     ``law`` is ``initialization.he``, ``xavier``, ``lecun`` or ``orthogonal``, called with each matrix's fan-in and
-    fan-out. The activation is ``"linear"`` or ``"relu"``.
+    fan-out. The activation is ``"linear"`` or ``"relu"``. Weights are drawn where the generator lives, so that a seed
+    means the same everywhere, and then moved to the device.
 
     Raises ValueError if a size is not positive or the activation is unknown.
 
@@ -79,7 +81,7 @@ def mlp(
         raise ValueError(f"The activation {activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}.")
 
     def draw(fan_out: int, fan_in: int) -> torch.Tensor:
-        return law(fan_in, fan_out).sample(seeds, fan_out, fan_in, generator=generator)
+        return law(fan_in, fan_out).sample(seeds, fan_out, fan_in, generator=generator).to(device)
 
     hidden = tuple(draw(width, width) for _ in range(depth))
     return MLP(draw(width, inputs), hidden, draw(outputs, width), activation)
