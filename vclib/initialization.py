@@ -36,14 +36,14 @@ class WeightLaw:
 
     @property
     def kurtosis(self) -> Fraction:
-        r""":math:`\kappa = \mathbb E[w^4]/\sigma^4`: 9/5 uniform, 3 Gaussian, :math:`3n/(n+2)` orthogonal of size n."""
+        r"""The kurtosis :math:`\kappa = \mathbb E[w^4]/\sigma^4`; 9/5, 3, or :math:`3n/(n+2)` if orthogonal of size n."""
         if self.family == "orthogonal":
             return Fraction(3 * self.size, self.size + 2)
         return {"uniform": Fraction(9, 5), "gaussian": Fraction(3)}[self.family]
 
     @property
     def tau(self) -> float:
-        r""":math:`\tau = \sqrt{3\sigma^2}`: a uniform law of this variance lives on :math:`[-\tau, \tau]`."""
+        r"""The half-width :math:`\tau = \sqrt{3\sigma^2}` of the uniform law on :math:`[-\tau, \tau]` of this variance."""
         return float(3 * self.variance) ** 0.5
 
     def sample(self, *shape: int, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -69,9 +69,9 @@ def _orthonormal(normal: torch.Tensor) -> torch.Tensor:
 
 
 def lecun(fan_in: int, fan_out: int | None = None, *, family: str = "uniform") -> WeightLaw:
-    r"""LeCun's law as the paper means it, :math:`\sigma^2 = 1/(3\,\text{fan\_in})`.
+    r"""LeCun's law as the paper means it, :math:`\sigma^2 = 1/(3\,\text{fan-in})`.
 
-    The uniform one is :math:`U[-1/\sqrt{\text{fan\_in}}, 1/\sqrt{\text{fan\_in}}]`, which PyTorch's ``nn.Linear``
+    The uniform one is :math:`U[-1/\sqrt{\text{fan-in}}, 1/\sqrt{\text{fan-in}}]`, which PyTorch's ``nn.Linear``
     still uses. Keras and TensorFlow give the name to another law, of variance 1/fan_in.
 
     ``fan_in`` and ``fan_out`` are the numbers of inputs and outputs of the layer; the second does not matter here, but
@@ -87,7 +87,7 @@ def lecun(fan_in: int, fan_out: int | None = None, *, family: str = "uniform") -
 
 
 def xavier(fan_in: int, fan_out: int | None = None, *, family: str = "uniform") -> WeightLaw:
-    r"""Glorot and Bengio's law, :math:`\sigma^2 = 2/(\text{fan\_in} + \text{fan\_out})`; :math:`1/d` if square.
+    r"""Glorot and Bengio's law, :math:`\sigma^2 = 2/(\text{fan-in} + \text{fan-out})`; :math:`1/d` if square.
 
     Parameters and errors are those of :func:`lecun`; ``fan_out`` is ``fan_in`` unless given.
 
@@ -100,7 +100,7 @@ def xavier(fan_in: int, fan_out: int | None = None, *, family: str = "uniform") 
 
 
 def he(fan_in: int, fan_out: int | None = None, *, family: str = "uniform") -> WeightLaw:
-    r"""He's law for ReLU layers, :math:`\sigma^2 = 2/\text{fan\_in}`.
+    r"""He's law for ReLU layers, :math:`\sigma^2 = 2/\text{fan-in}`.
 
     Parameters and errors are those of :func:`lecun`.
 
