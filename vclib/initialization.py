@@ -36,14 +36,14 @@ class WeightLaw:
 
     @property
     def kurtosis(self) -> Fraction:
-        r"""The kurtosis :math:`\kappa = \mathbb E[w^4]/\sigma^4`; 9/5, 3, or :math:`3n/(n+2)` if orthogonal of size n."""
+        r"""Kurtosis :math:`\kappa = \mathbb E[w^4]/\sigma^4`; 9/5, 3, or :math:`3n/(n+2)` if orthogonal of size n."""
         if self.family == "orthogonal":
             return Fraction(3 * self.size, self.size + 2)
         return {"uniform": Fraction(9, 5), "gaussian": Fraction(3)}[self.family]
 
     @property
     def tau(self) -> float:
-        r"""The half-width :math:`\tau = \sqrt{3\sigma^2}` of the uniform law on :math:`[-\tau, \tau]` of this variance."""
+        r"""Half-width :math:`\tau = \sqrt{3\sigma^2}` of the uniform law on :math:`[-\tau, \tau]` of this variance."""
         return float(3 * self.variance) ** 0.5
 
     def sample(self, *shape: int, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> torch.Tensor:
