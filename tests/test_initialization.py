@@ -175,8 +175,9 @@ def test_a_bad_fan_out_raises(make):
 
 @pytest.mark.parametrize("make", [lecun, xavier, he])
 @pytest.mark.parametrize("family", ["cauchy", "orthogonal", ""])
-def test_an_unknown_family_raises(make, family):
-    with pytest.raises(ValueError, match="unknown; choose 'uniform' or 'gaussian'"):
+def test_an_unfit_family_raises(make, family):
+    message = r"call orthogonal\(\)" if family == "orthogonal" else "unknown; choose one of uniform, gaussian"
+    with pytest.raises(ValueError, match=message):
         make(4, family=family)
 
 

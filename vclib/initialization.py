@@ -30,7 +30,7 @@ class WeightLaw:
         if self.family not in FAMILIES:
             raise ValueError(f"The family {self.family!r} is unknown; choose one of {', '.join(FAMILIES)}.")
         if (self.family == "orthogonal") != (self.size is not None):
-            raise ValueError("An orthogonal law, and no other, needs the size of its matrix.")
+            raise ValueError("An orthogonal law, and no other, needs the size of its matrix; call orthogonal().")
         if not self.variance > 0:
             raise ValueError(f"A variance is positive, not {self.variance}.")
 
@@ -83,7 +83,7 @@ def lecun(fan_in: int, fan_out: int | None = None, *, family: str = "uniform") -
     >>> round(lecun(100).tau, 12)
     0.1
     """
-    return WeightLaw("LeCun", _iid(family), Fraction(1, 3 * _fan(fan_in)))
+    return WeightLaw("LeCun", family, Fraction(1, 3 * _fan(fan_in)))
 
 
 def xavier(fan_in: int, fan_out: int | None = None, *, family: str = "uniform") -> WeightLaw:
@@ -96,7 +96,7 @@ def xavier(fan_in: int, fan_out: int | None = None, *, family: str = "uniform") 
     >>> xavier(8).variance, xavier(8, 24).variance
     (Fraction(1, 8), Fraction(1, 16))
     """
-    return WeightLaw("Xavier", _iid(family), Fraction(2, _fan(fan_in) + _fan(fan_in if fan_out is None else fan_out)))
+    return WeightLaw("Xavier", family, Fraction(2, _fan(fan_in) + _fan(fan_in if fan_out is None else fan_out)))
 
 
 def he(fan_in: int, fan_out: int | None = None, *, family: str = "uniform") -> WeightLaw:
@@ -109,7 +109,7 @@ def he(fan_in: int, fan_out: int | None = None, *, family: str = "uniform") -> W
     >>> he(8, family="gaussian").kurtosis
     Fraction(3, 1)
     """
-    return WeightLaw("He", _iid(family), Fraction(2, _fan(fan_in)))
+    return WeightLaw("He", family, Fraction(2, _fan(fan_in)))
 
 
 def orthogonal(fan_in: int, fan_out: int | None = None) -> WeightLaw:
@@ -131,9 +131,3 @@ def _fan(size: int) -> int:
     if not isinstance(size, Integral) or size < 1:
         raise ValueError(f"A fan-in or fan-out is a positive integer, not {size!r}.")
     return int(size)
-
-
-def _iid(family: str) -> str:
-    if family not in ("uniform", "gaussian"):
-        raise ValueError(f"The family {family!r} is unknown; choose 'uniform' or 'gaussian'.")
-    return family
