@@ -61,9 +61,8 @@ site-test: export VCLIB_SITE_REQUIRED := 1
 site-test: book
 	$(BIN)/python -m pytest -q -n 2 tests/site
 
-lab: unexport VCLIB_STATIC
 lab: $(READY)
-	cd book && ../$(BIN)/jupyter lab
+	cd book && env -u VCLIB_STATIC ../$(BIN)/jupyter lab
 
 paper: export VCLIB_SCALE := paper
 paper: $(READY)
