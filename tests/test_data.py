@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import importlib.util
 import io
 import json
 import subprocess
@@ -577,3 +578,18 @@ def test_full_cifar10(monkeypatch):
     except DataUnavailable:
         pytest.skip("CIFAR-10 is not in the cache here; run vclib.data.cifar10() once to fetch it.")
     assert pictures.labels.bincount().tolist() == [1000] * 10
+
+
+def test_the_sample_can_be_rebuilt(tmp_path, monkeypatch):
+    script = Path(__file__).resolve().parents[1] / "tools" / "make_sample.py"
+    spec = importlib.util.spec_from_file_location("make_sample", script)
+    make_sample = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_sample)  # its imports are tested even where the data are missing
+    official = Path("/usr/share/datasets/fashion-mnist")
+    if not official.is_dir():
+        pytest.skip("the package dataset-fashion-mnist is not installed, so the sample cannot be rebuilt")
+    monkeypatch.setattr(make_sample, "SAMPLE", tmp_path)
+    make_sample.main(official)
+    for path in tmp_path.iterdir():
+        assert gzip.decompress(path.read_bytes()) == gzip.decompress((imagefiles.SAMPLE / path.name).read_bytes())
+    assert len(list(tmp_path.iterdir())) == 4

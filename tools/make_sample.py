@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from vclib.data import _idx_bytes, read_idx
+from vclib.imagefiles import idx_bytes, read_idx
 
 SAMPLE = Path(__file__).resolve().parent.parent / "vclib" / "sample"
 
 
 def write(name: str, array: np.ndarray) -> None:
     """Write a gzipped IDX file without name or time stamp in its header."""
-    (SAMPLE / name).write_bytes(gzip.compress(_idx_bytes(array), compresslevel=9, mtime=0))
+    (SAMPLE / name).write_bytes(gzip.compress(idx_bytes(array), compresslevel=9, mtime=0))
 
 
 def main(folder: Path) -> None:

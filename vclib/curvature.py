@@ -30,7 +30,7 @@ def gradient_norms(net: MLP, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     >>> gradient_norms(*_example()).shape
     torch.Size([2, 3])
     """
-    return torch.stack([g.norm(dim=(1, 2)) for g in _gradients(net, x, y)[1]], dim=1)
+    return _norms(_gradients(net, x, y)[1])
 
 
 def hessian_columns(net: MLP, x: torch.Tensor, y: torch.Tensor, columns: list[int]) -> torch.Tensor:
@@ -44,7 +44,7 @@ def hessian_columns(net: MLP, x: torch.Tensor, y: torch.Tensor, columns: list[in
     >>> hessian_columns(*_example(), [0, 11]).shape
     torch.Size([2, 2, 12])
     """
-    return torch.stack(list(_columns(net, x, y, columns)))
+    return torch.stack(list(_columns(net, *_gradients(net, x, y, create_graph=True), columns)))
 
 
 def hessian(net: MLP, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -84,23 +84,28 @@ def magnitudes(
     if columns < total and generator is None:
         raise ValueError("Drawing columns at random needs a generator; pass a torch.Generator.")
     drawn = torch.randperm(total, generator=generator)[:columns].tolist() if columns < total else list(range(total))
-    sums = [_column_means(net, column // size, h) for column, h in zip(drawn, _columns(net, x, y, drawn), strict=True)]
+    hidden, gradients = _gradients(net, x, y, create_graph=True)
+    pairs = zip(drawn, _columns(net, hidden, gradients, drawn), strict=True)
+    sums = [_column_means(net, column // size, h) for column, h in pairs]
     diagonal, off = (torch.stack(part) for part in zip(*sums, strict=True))
     share = 1 - len(drawn) / total  # finite-population correction: no error when every column was computed
     error = [
         part.std(dim=0) * (share / len(drawn)) ** 0.5 if len(drawn) > 1 else torch.zeros_like(part[0])
         for part in (diagonal, off)
     ]
-    means = gradient_norms(net, x, y).mean(dim=1), diagonal.mean(dim=0), off.mean(dim=0)
-    return Magnitudes(*(part.cpu() for part in (*means, *error)))
+    means = _norms(gradients).mean(dim=1), diagonal.mean(dim=0), off.mean(dim=0)
+    return Magnitudes(*(part.detach().cpu() for part in (*means, *error)))
 
 
-def _columns(net: MLP, x: torch.Tensor, y: torch.Tensor, columns: list[int]) -> Iterator[torch.Tensor]:
+def _norms(gradients: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return torch.stack([gradient.norm(dim=(1, 2)) for gradient in gradients], dim=1)
+
+
+def _columns(net: MLP, hidden: tuple, gradients: tuple, columns: list[int]) -> Iterator[torch.Tensor]:
     """Yield columns (seeds, L d²) one by one, so that memory stays flat; see hessian_columns."""
     size = net.width**2
     if not columns or min(columns) < 0 or max(columns) >= net.depth * size:
         raise IndexError(f"Name at least one column, from 0 to {net.depth * size - 1}, not {columns}.")
-    hidden, gradients = _gradients(net, x, y, create_graph=True)
     for column in progress(columns, "Hessian columns"):
         target = gradients[column // size].flatten(1)[:, column % size].sum()
         parts = torch.autograd.grad(target, hidden, retain_graph=True, materialize_grads=True)

@@ -5,7 +5,6 @@ import re
 import shutil
 import tomllib
 from pathlib import Path
-from types import BuiltinFunctionType
 
 from fontTools import subset
 from numpy.typing import ArrayLike
@@ -88,11 +87,6 @@ def trim_icons(app: Sphinx, exception: Exception | None) -> None:
         unused.unlink(missing_ok=True)
 
 
-def skip_borrowed_docs(app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object) -> bool | None:
-    """Leave out class attributes whose only documentation is that of a built-in function, such as str.format."""
-    return True if isinstance(obj, BuiltinFunctionType) else None
-
-
 def name_array_like(app: Sphinx, *_: object) -> None:
     """Write ``array_like`` in the API for numpy's ArrayLike, which would otherwise be spelt out over four lines."""
     for hints in app.env.temp_data.get("annotations", {}).values():
@@ -117,7 +111,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("config-inited", configure, priority=900)
     app.connect("builder-inited", copy_mathjax)
     app.connect("build-finished", trim_icons)
-    app.connect("autodoc-skip-member", skip_borrowed_docs)
     app.connect("autodoc-process-signature", name_array_like, priority=600)  # after autodoc has noted the hints
     app.connect("html-page-context", launch_notebooks_only, priority=600)  # after the theme has made its buttons
     app.connect("html-page-context", mend_citation_list)
