@@ -138,17 +138,8 @@ def loss(w: ArrayLike, *, x: ArrayLike, y: ArrayLike) -> np.ndarray:
 def gradient(w: ArrayLike, *, x: ArrayLike, y: ArrayLike) -> np.ndarray:
     r"""Return :math:`\partial_k\mathcal L = (m_{xx}P - m_{xy})\prod_{j\ne k} w_j` with :math:`P = \prod_j w_j`.
 
-    Parameters
-    ----------
-    w
-        (..., L) weights; zeros are fine.
-    x, y
-        Scalars or (n,) data; :math:`m_{xx}, m_{xy}` are the means of :math:`x^2` and :math:`xy`.
-
-    Returns
-    -------
-    numpy.ndarray
-        (..., L), float64.
+    Weights ``w`` are (..., L), and zeros are fine; data ``x``, ``y`` are scalars or (n,), and
+    :math:`m_{xx}, m_{xy}` are the means of :math:`x^2` and :math:`xy`. The result is (..., L), float64.
 
     Source: Theorem 6 of the paper and the paragraph before equation 3.
 

@@ -79,6 +79,8 @@ def check(
     ValueError
         If not exactly one of tolerance and standard error is given, or the relation is unknown.
 
+    Examples
+    --------
     >>> check("sum", "1 + 1 = 2", measured=1 + 1, expected=2, tolerance=0, control=3, control_label="three")
     [holds] sum: 1 + 1 = 2 - 2 equals 2 exactly. The same test rejects three: 3.
     """

@@ -95,12 +95,8 @@ def fashion_mnist(*, split="train", count: int | None = None, generator: torch.G
     ``count`` images are drawn without repetition by ``generator``; without one they are the first in the official
     order, and without ``count`` all of them are returned. Images have shape (n, 1, 28, 28).
 
-    Raises
-    ------
-    ValueError
-        If there are fewer than ``count`` images, or there is no such split.
-    DamagedData
-        If a file in ``VCLIB_DATA`` or in the system package is damaged; it stays. (The cache is repaired.)
+    Raises ValueError if there are fewer than ``count`` images, or there is no such split, and DamagedData if a file in
+    ``VCLIB_DATA`` or in the system package is damaged; it stays. (The cache is repaired.)
 
     Source: H. Xiao, K. Rasul and R. Vollgraf, arXiv:1708.07747.
 

@@ -41,6 +41,8 @@ class Exercise:
     mistakes
         Pairs of a test for a common mistake and the hint that helps.
 
+    Examples
+    --------
     >>> double = Exercise("Twice 2", grade=lambda answer: answer == 4, hint="2 + 2")
     >>> double.check(...)
     … Not attempted yet. Replace the three dots by your answer to "Twice 2".

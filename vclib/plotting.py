@@ -61,12 +61,8 @@ def stack(rows: int, *, height: float = 2.6, **options: Any) -> tuple[plt.Figure
 def band(ax: plt.Axes, x: ArrayLike, runs: ArrayLike, label: str, *, style: int = 0) -> None:
     """Draw the median over seeds as a line and the central 95 % of the seeds as a band.
 
-    Parameters
-    ----------
-    x, runs
-        (points,) positions and (seeds, points) values; NaN is left out, another shape raises ValueError.
-    style
-        Number of the colour, dash and marker.
+    ``x`` are (points,) positions and ``runs`` (seeds, points) values; NaN is left out, and another shape raises
+    ValueError. ``style`` is the number of the colour, dash and marker.
 
     >>> figure, axes = stack(1)
     >>> band(axes[0], [1, 2], np.ones((5, 2)), "ones")

@@ -227,6 +227,16 @@ def test_links():
     assert not foreign, f"links to other sites around the text: {sorted(set(foreign))}"
 
 
+def test_examples_of_the_api_are_examples():
+    """An example or a source that slips into a list of parameters is read as parameters."""
+    from bs4 import BeautifulSoup
+
+    soup = BeautifulSoup((SITE / "api.html").read_text(encoding="utf-8"), "html.parser")
+    lost = [text for field in soup.select("dl.field-list") if ">>>" in (text := field.get_text()) or "Source:" in text]
+    assert not lost, f"docstrings whose last section swallows what follows: {lost}"
+    assert len(soup.select(".doctest")) > 20
+
+
 def test_search(browser, address):
     """Searching finds something, and what it finds exists."""
     with Visit(browser, address, "search.html?q=Erlang") as visit:
