@@ -172,11 +172,15 @@ def hessian(w: ArrayLike, *, x: ArrayLike, y: ArrayLike) -> np.ndarray:
 
 @dataclass(frozen=True)
 class LogMagnitudes:
-    """Natural logarithms of magnitudes on a chain, float64."""
+    """Natural logarithms of magnitudes on a chain, float64.
 
-    gradient: np.ndarray  # (..., L), every entry
-    diagonal: np.ndarray  # (..., L), every entry of the Hessian's diagonal
-    off_diagonal: np.ndarray  # (...), of the mean magnitude of the Hessian's other entries; NaN at depth 1
+    ``gradient`` and ``diagonal`` are (..., L), every entry of the gradient and of the Hessian's diagonal;
+    ``off_diagonal`` is (...), of the mean magnitude of the Hessian's other entries, NaN at depth 1.
+    """
+
+    gradient: np.ndarray
+    diagonal: np.ndarray
+    off_diagonal: np.ndarray
 
 
 def log_magnitudes(w: ArrayLike, *, x: ArrayLike, y: ArrayLike) -> LogMagnitudes:

@@ -11,12 +11,17 @@ from .runtime import progress
 
 @dataclass(frozen=True)
 class Magnitudes:
-    """What :func:`magnitudes` measures, one number a seed: all of shape (seeds,), float64, on the processor."""
+    """What :func:`magnitudes` measures, one number a seed: all of shape (seeds,), float64, on the processor.
 
-    gradient: torch.Tensor  # mean over layers of the Frobenius norm of a layer's gradient
-    diagonal: torch.Tensor  # mean absolute entry of the diagonal blocks (k, k)
-    off_diagonal: torch.Tensor  # mean absolute entry of the blocks (k, l), l != k; NaN at depth 1
-    diagonal_error: torch.Tensor  # standard errors from sampling columns, 0 when every column was computed
+    ``gradient`` is the mean over layers of the Frobenius norm of a layer's gradient, ``diagonal`` the mean absolute
+    entry of the diagonal blocks, ``off_diagonal`` that of the other blocks (NaN at depth 1); the errors are standard
+    errors from sampling columns, 0 when every column was computed.
+    """
+
+    gradient: torch.Tensor
+    diagonal: torch.Tensor
+    off_diagonal: torch.Tensor
+    diagonal_error: torch.Tensor
     off_diagonal_error: torch.Tensor
 
 

@@ -63,7 +63,7 @@ class Dataset:
 
     @property
     def note(self) -> str:
-        """One sentence for a caption: what this is and where it came from."""
+        """Say in one sentence, for a caption, what this is and where it came from."""
         if self.source == "embedded sample":
             return f"{self.name}: embedded sample of {len(self.labels):,} images, not the full data set."
         return f"{self.name}: {len(self.labels):,} images ({self.source})."

@@ -15,13 +15,16 @@ ACTIVATIONS = {"linear": lambda a: a, "relu": torch.relu}
 class MLP:
     r"""Networks :math:`F(x) = B\,\phi(W^L \cdots \phi(W^1 \phi(A x)))` without biases, one for each seed.
 
+    ``a`` is the read-in (seeds, width, inputs), ``hidden`` the L matrices (seeds, width, width) that the book measures,
+    ``b`` the read-out (seeds, outputs, width), and the activation ``"linear"`` or ``"relu"``.
+
     Source: equation 1 of the paper; the gate :math:`D^0` follows A, the gate :math:`D^L` follows :math:`W^L`.
     """
 
-    a: torch.Tensor  # (seeds, width, inputs), the read-in
-    hidden: tuple[torch.Tensor, ...]  # L matrices (seeds, width, width), the weights that the book measures
-    b: torch.Tensor  # (seeds, outputs, width), the read-out
-    activation: str  # "linear" or "relu"
+    a: torch.Tensor
+    hidden: tuple[torch.Tensor, ...]
+    b: torch.Tensor
+    activation: str
 
     @property
     def depth(self) -> int:
