@@ -200,13 +200,6 @@ def log_magnitudes(w: ArrayLike, *, x: ArrayLike, y: ArrayLike) -> LogMagnitudes
     logs = np.log(np.abs(w))
     total, depth = logs.sum(axis=-1), w.shape[-1]
     sign = np.prod(np.sign(w), axis=-1)
-
-    def log_residual(multiple: float) -> np.ndarray:
-        """ln |multiple * P - m_xy|"""
-        with np.errstate(divide="ignore"):
-            product, target = total + np.log(multiple), np.full_like(total, np.log(np.abs(m_xy)))
-        return special.logsumexp([product, target], axis=0, b=[sign, -np.sign(m_xy) + 0 * sign], return_sign=True)[0]
-
     smallest = logs.min(axis=-1)
     inverse = np.exp(smallest[..., None] - logs)  # 1/|w|, scaled to at most 1
     pairs = 2 * (np.cumsum(inverse, axis=-1)[..., :-1] * inverse[..., 1:]).sum(axis=-1)
@@ -215,10 +208,55 @@ def log_magnitudes(w: ArrayLike, *, x: ArrayLike, y: ArrayLike) -> LogMagnitudes
         log_m_xx = np.log(m_xx)
     others = total[..., None] - logs
     return LogMagnitudes(
-        gradient=log_residual(m_xx)[..., None] + others,
+        gradient=_log_residual(total, sign, m_xx, m_xy)[0][..., None] + others,
         diagonal=log_m_xx + 2 * others,
-        off_diagonal=log_residual(2 * m_xx) + total + log_mean_pair,
+        off_diagonal=_log_residual(total, sign, 2 * m_xx, m_xy)[0] + total + log_mean_pair,
     )
+
+
+def inertia(w: ArrayLike, *, x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    r"""Return how many eigenvalues of the Hessian are positive, negative and zero: integers of shape (...), in O(L).
+
+    If no weight is zero, :math:`H = D^{-1}\left[(a - b) I + b\,\mathbf 1\mathbf 1^\top\right]D^{-1}` with
+    :math:`D = \operatorname{diag}(w)`, :math:`a - b = P(m_{xy} - m_{xx}P)` and
+    :math:`a + (L-1)b = P\left((2L-1)m_{xx}P - (L-1)m_{xy}\right)`. By Sylvester's law, L - 1 eigenvalues have the sign
+    of :math:`a - b`, and one has that of :math:`a + (L-1)b`. Zero weights leave a matrix of rank at most 2.
+
+    Parameters are those of :func:`gradient`. No depth under- or overflows P here. A tie, such as P = y/x, is found
+    where floating point finds it.
+
+    Source: ours; the closed form follows from Theorem 6's derivatives.
+
+    >>> [int(count) for count in inertia([0.5, -0.5, 0.5], x=1.0, y=1.0)]
+    [1, 2, 0]
+    """
+    w = np.asarray(w, float)
+    (m_xx, m_xy), depth, zeros = _moments(x, y), w.shape[-1], np.sum(w == 0, axis=-1)
+    nonzero = np.where(w == 0, 1.0, w)
+    with np.errstate(over="ignore", under="ignore"):
+        running = np.cumprod(nonzero, axis=-1)
+    safe = np.all((np.abs(running) > 1e-280) & (np.abs(running) < 1e280), axis=-1)
+    product, total = np.where(safe, running[..., -1], 1.0), np.log(np.abs(nonzero)).sum(axis=-1)
+    sign = np.prod(np.sign(nonzero), axis=-1)
+
+    def residual(i: int, j: int) -> np.ndarray:
+        """sign of i * m_xx * P - j * m_xy"""
+        direct = np.sign(i * m_xx * product - j * m_xy)
+        return np.where(safe, direct, _log_residual(total, sign, i * m_xx, j * m_xy)[1])
+
+    many, one = -sign * residual(1, 1), sign * residual(2 * depth - 1, depth - 1)
+    touched = (zeros <= 2) & (m_xy != 0) & (depth > 1)  # the off-diagonal of a matrix with one or two zero weights
+    alone = ((zeros == 1) & (m_xx > 0)) | touched  # one zero weight leaves its own curvature
+    positive = np.where(zeros == 0, (depth - 1) * (many > 0) + (one > 0), alone)
+    negative = np.where(zeros == 0, (depth - 1) * (many < 0) + (one < 0), touched)
+    return positive, negative, depth - positive - negative
+
+
+def _log_residual(total: np.ndarray, sign: np.ndarray, multiple: float, target: float) -> tuple[np.ndarray, np.ndarray]:
+    """Logarithm and sign of multiple * P - target, where ln \|P\| is the total."""
+    with np.errstate(divide="ignore"):
+        terms = [total + np.log(np.float64(multiple)), np.full_like(total, np.log(np.abs(target)))]
+    return special.logsumexp(terms, axis=0, b=[sign, -np.sign(target) + 0 * sign], return_sign=True)
 
 
 def _positive_depth(depth: ArrayLike) -> np.ndarray:
