@@ -170,8 +170,8 @@ def normalized() -> Rule:
 
 def clipped(*, max_norm: float = 1.0) -> Rule:
     r"""The gradient times :math:`\min(1, \mathtt{max\_norm}/(\|g\| + 10^{-6}))`, as torch's clip_grad_norm_."""
-    return lambda gradient, memory, k: gradient * np.minimum(
-        1.0, max_norm / (np.sqrt(np.sum(gradient**2, axis=0)) + 1e-6)
+    return lambda gradient, memory, k: (
+        gradient * np.minimum(1.0, max_norm / (np.sqrt(np.sum(gradient**2, axis=0)) + 1e-6))
     )
 
 
@@ -209,10 +209,10 @@ def descend(
 ) -> Paths:
     r"""Run one optimiser on many neural chains at once, in float64.
 
-    Starting weights ``w`` (..., L), ``step_size`` (...) and ``noise`` (...) broadcast to the runs (...). Step k, from 1,
-    is ``w -= step_size * schedule(k) * rule(gradient)``. Independent Gaussian noise of deviation ``noise`` enters in one
-    of three places: added to the ``"gradient"`` before the rule sees it, added to the ``"update"`` direction
-    that the rule returns, or, times the square root of the step size, added to the ``"weights"`` after the step.
+    Starting weights ``w`` (..., L), ``step_size`` (...) and ``noise`` (...) broadcast to the runs (...). Step k,
+    from 1, is ``w -= step_size * schedule(k) * rule(gradient)``. Independent Gaussian noise of deviation ``noise``
+    enters in one of three places: added to the ``"gradient"`` before the rule sees it, added to the ``"update"``
+    direction that the rule returns, or, times the square root of the step size, added to the ``"weights"``.
 
     ``record`` lists the iterations to keep, 0 being the start. The run ends early when every chain has escaped or
     diverged and nothing is left to record.
