@@ -253,7 +253,7 @@ def inertia(w: ArrayLike, *, x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np
 
 
 def _log_residual(total: np.ndarray, sign: np.ndarray, multiple: float, target: float) -> tuple[np.ndarray, np.ndarray]:
-    """Logarithm and sign of multiple * P - target, where ln \|P\| is the total."""
+    """Logarithm and sign of multiple * P - target, where the logarithm of abs(P) is the total."""
     with np.errstate(divide="ignore"):
         terms = [total + np.log(np.float64(multiple)), np.full_like(total, np.log(np.abs(target)))]
     return special.logsumexp(terms, axis=0, b=[sign, -np.sign(target) + 0 * sign], return_sign=True)

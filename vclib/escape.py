@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from .chain import _data, _moments
+from .chain import _data, _moments, _positive_depth
 
 Rule = Callable[[np.ndarray, dict[str, Any], int], np.ndarray]
 NOISE_IN = ("gradient", "update", "weights")
@@ -41,10 +41,8 @@ def gradient_flow_time(
     >>> float(gradient_flow_time(2, w0=0.5, w1=0.8).round(12))  # ln(w / sqrt(1 - w^2)) between the two
     0.836988216787
     """
-    depth = np.asarray(depth, float)
+    depth = _positive_depth(depth)
     w0, w1, x, y = (np.asarray(value, float) for value in (w0, w1, x, y))
-    if not (np.all(depth >= 1) and np.all(depth == np.floor(depth))):
-        raise ValueError("A depth is a whole number, at least 1.")
     if not all(np.all((value > 0) & np.isfinite(value)) for value in (w0, w1, x, y)):
         raise ValueError("Weights w0, w1 and data x, y must be positive numbers.")
     target = (y / x) ** (1 / depth)
@@ -98,9 +96,7 @@ def rmsprop_flow_time(
     >>> float(rmsprop_flow_time(64, w0=0.8, w1=1.0, alpha=10.0, ratio0=0.0).round(4))
     0.0137
     """
-    values = [np.asarray(value, float) for value in (depth, w0, w1, alpha, ratio0)]
-    if not np.all((values[0] >= 1) & (values[0] == np.floor(values[0]))):
-        raise ValueError("A depth is a whole number, at least 1.")
+    values = [_positive_depth(depth), *(np.asarray(value, float) for value in (w0, w1, alpha, ratio0))]
     if not np.all((values[1] > 0) & (values[1] <= values[2]) & np.isfinite(values[2])):
         raise ValueError("The flow grows: it needs 0 < w0 <= w1.")
     if not (np.all((values[3] > 0) & np.isfinite(values[3])) and np.all((values[4] >= 0) & np.isfinite(values[4]))):
