@@ -1,7 +1,7 @@
 """The chain's closed forms, held against exact rationals, mpmath, simulation and autodiff."""
 
 from fractions import Fraction as Q
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import mpmath
 import numpy as np
@@ -411,7 +411,7 @@ def test_hessian_is_symmetric(w):
 
 
 def test_data_of_other_shapes_raise():
-    for function in (chain.loss, chain.gradient, chain.hessian, chain.log_magnitudes):
+    for function in (chain.loss, chain.gradient, chain.hessian, chain.log_magnitudes, chain.inertia):
         for x, y in (([1.0, 2.0], [1.0]), (1.0, [1.0, 2.0]), (np.ones((2, 2)), np.ones((2, 2)))):
             with pytest.raises(ValueError, match="x and y are scalars or vectors of one length"):
                 function([1.0, 2.0], x=x, y=y)
@@ -518,3 +518,187 @@ def test_a_vanishing_magnitude_has_logarithm_minus_infinity():
     assert np.all(nothing.gradient == -np.inf)
     assert np.all(nothing.diagonal == -np.inf)
     assert nothing.off_diagonal == -np.inf
+
+
+# ---- inertia
+
+
+def counts(w, *, x, y):
+    return tuple(int(count) for count in chain.inertia(w, x=x, y=y))
+
+
+def eigenvalue_counts(w, *, x, y):
+    eigenvalues = np.linalg.eigvalsh(chain.hessian(w, x=x, y=y))
+    zero = np.abs(eigenvalues) <= 1e-11 * np.abs(eigenvalues).max(axis=-1, keepdims=True)
+    signs = np.where(zero, 0, np.sign(eigenvalues))
+    return [np.sum(signs == s, axis=-1) for s in (1, -1, 0)]
+
+
+def random_weights(size, depth, rng):
+    return rng.uniform(0.5, 2, (size, depth)) * rng.choice([-1, 1], (size, depth))
+
+
+DATA = {
+    "one point": ([1.0], [1.0]),
+    "several points": ([1.0, -2.0, 0.5], [2.0, -0.5, 1.0]),
+    "a negative target": ([1.0, 2.0], [-0.5, -1.0]),
+}
+REGIMES = {  # range of P / (m_xy / m_xx) where s = (L - 1) / (2L - 1), and the counts that it must give
+    "below zero": (lambda s: (-2, -0.2), lambda depth: (1, depth - 1, 0)),
+    "small": (lambda s: (0.1 * s, 0.9 * s), lambda depth: (depth - 1, 1, 0)),
+    "convex": (lambda s: (0.9 * s + 0.1, 0.1 * s + 0.9), lambda depth: (depth, 0, 0)),
+    "above the target": (lambda s: (1.1, 3), lambda depth: (1, depth - 1, 0)),
+}
+
+
+@pytest.mark.parametrize("points", DATA)
+@pytest.mark.parametrize("regime", REGIMES)
+def test_inertia_counts_the_eigenvalues_of_thousands_of_chains(regime, points):
+    (x, y), (interval, expected), rng = DATA[points], REGIMES[regime], np.random.default_rng(0)
+    for depth in (2, 3, 4, 5, 8):
+        w = random_weights(300, depth, rng)
+        product = np.dot(x, y) / np.dot(x, x) * rng.uniform(*interval((depth - 1) / (2 * depth - 1)), 300)
+        w *= np.abs(product / w.prod(axis=1))[:, None] ** (1 / depth)
+        w[:, 0] *= np.sign(w.prod(axis=1) * product)
+        for count, by_eigenvalues, by_hand in zip(
+            chain.inertia(w, x=x, y=y), eigenvalue_counts(w, x=x, y=y), expected(depth), strict=True
+        ):
+            np.testing.assert_array_equal(count, by_eigenvalues)
+            np.testing.assert_array_equal(count, by_hand)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "expected"),
+    [
+        ([1.0, -2.0], [0.5, -1.0], {0: None, 1: (1, 1), 2: (1, 1), 3: (0, 0), 6: (0, 0)}),
+        ([1.0, 1.0], [1.0, -1.0], {0: (1, 5), 1: (1, 0), 2: (0, 0), 3: (0, 0), 6: (0, 0)}),  # m_xy = 0
+        (0.0, 1.0, {0: (0, 0), 1: (0, 0), 2: (0, 0), 3: (0, 0), 6: (0, 0)}),
+    ],
+    ids=["data", "m_xy = 0", "x = 0"],
+)
+def test_inertia_of_chains_with_zero_weights(x, y, expected):
+    rng = np.random.default_rng(1)
+    for zeros, signs in expected.items():
+        w = random_weights(100, 6, rng)
+        w[np.argsort(rng.random(w.shape), axis=1) < zeros] = 0
+        result = chain.inertia(w, x=x, y=y)
+        for count, by_eigenvalues in zip(result, eigenvalue_counts(w, x=x, y=y), strict=True):
+            np.testing.assert_array_equal(count, by_eigenvalues)
+        if signs is not None:
+            np.testing.assert_array_equal(np.transpose(result), [(*signs, 6 - sum(signs))] * 100)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0, -0.5, 3.0, 1e-300, -1e200])
+def test_inertia_of_one_layer_is_that_of_a_parabola(weight):
+    assert counts([weight], x=1.0, y=1.0) == (1, 0, 0)
+    assert counts([weight], x=2.0, y=-1.0) == (1, 0, 0)
+    assert counts([weight], x=0.0, y=1.0) == (0, 0, 1)
+
+
+def exact_counts(w, points):
+    """Descartes' rule of signs, which is exact as all roots of the characteristic polynomial are real."""
+    p = sympy.Matrix(rational_hessian(w, points)).charpoly().all_coeffs()
+
+    def changes(coefficients):
+        signs = [c > 0 for c in coefficients if c != 0]
+        return sum(a != b for a, b in pairwise(signs))
+
+    mirrored = [(-1) ** k * c for k, c in enumerate(p)]
+    return changes(p), changes(mirrored), len(p) - 1 - max(k for k, c in enumerate(p) if c != 0)
+
+
+# with 1, 2 or 4 points every number is dyadic, so that floating point finds every tie
+dyadic_data = st.sampled_from([1, 2, 4]).flatmap(lambda n: st.lists(st.tuples(halves, halves), min_size=n, max_size=n))
+
+
+@modest
+@given(weights, dyadic_data)
+def test_inertia_equals_exact_rational_inertia(w, points):
+    assert counts(floats(w), **xy(points)) == exact_counts(w, points)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4, 5])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_inertia_at_exact_ties(depth, sign):
+    w = [Q(sign), Q(2), Q(1, 2), Q(-4), Q(-1, 4)][:depth]
+    product = np.prod(w)
+    at_target = [(Q(1), product), (Q(2), 2 * product)]  # P = y/x: the gradient vanishes, the rank is 1
+    assert counts(floats(w), **xy(at_target)) == exact_counts(w, at_target) == (1, 0, depth - 1)
+    on_border = [(Q(1), (2 * depth - 1) * product / 2), (Q(1), (2 * depth - 1) * product / 2)]
+    w[0] *= Q(depth - 1, 2)  # P = (L - 1) y / ((2L - 1) x)
+    assert counts(floats(w), **xy(on_border)) == exact_counts(w, on_border) == (depth - 1, 0, 1)
+
+
+def deep(last, *, up=1900, down=1900, zeros=0):
+    """Depth 4000 with P = 2^up / 2^down * last, and partial products far beyond the range of floats."""
+    w = np.repeat([2.0, 0.5, 1.0, last], [up, down, 3999 - up - down, 1])
+    w[:zeros] = 0
+    return w
+
+
+# L - 1 signs are those of P (y - P), one is that of P ((2L - 1) P - (L - 1) y), and 3999/7999 = 0.49994
+@pytest.mark.parametrize(
+    ("w", "y", "expected"),
+    [
+        (deep(1.0, up=0), 1.0, (3999, 1, 0)),
+        (deep(-1.0, up=0), 1.0, (1, 3999, 0)),
+        (deep(-1.0, up=0), -1.0, (3999, 1, 0)),
+        (deep(1.0, down=0), 1.0, (1, 3999, 0)),
+        (deep(-1.0, down=0), 1.0, (1, 3999, 0)),
+        (deep(-1.0, down=0), -1.0, (1, 3999, 0)),
+        (deep(-0.7), 1.0, (1, 3999, 0)),
+        (deep(0.4), 1.0, (3999, 1, 0)),
+        (deep(0.4999), 1.0, (3999, 1, 0)),
+        (deep(0.49995), 1.0, (4000, 0, 0)),
+        (deep(0.9999), 1.0, (4000, 0, 0)),
+        (deep(1.0001), 1.0, (1, 3999, 0)),
+        (deep(-0.4999), -1.0, (3999, 1, 0)),
+        (deep(-0.49995), -1.0, (4000, 0, 0)),
+        (deep(-1.0001), -1.0, (1, 3999, 0)),
+        (deep(1.0, up=0), 0.0, (1, 3999, 0)),
+        (deep(-1.0, down=0), 0.0, (1, 3999, 0)),
+        (deep(1.0, zeros=1), 1.0, (1, 1, 3998)),
+        (deep(1.0, zeros=1), 0.0, (1, 0, 3999)),
+        (deep(1.0, zeros=2), 1.0, (1, 1, 3998)),
+        (deep(1.0, zeros=3), 1.0, (0, 0, 4000)),
+    ],
+)
+def test_inertia_survives_depth_four_thousand(w, y, expected):
+    assert counts(w, x=1.0, y=y) == expected
+    assert counts(w, x=[1.0, 2.0], y=[y, 2 * y]) == expected
+    assert counts(w[::-1], x=1.0, y=y) == expected
+    assert counts(w, x=0.0, y=1.0) == (0, 0, 4000)
+
+
+def test_inertia_has_the_shape_of_the_batch():
+    rng = np.random.default_rng(2)
+    w = random_weights(24, 5, rng).reshape(2, 3, 4, 5)
+    w[0] *= 1e-90  # through logarithms
+    w[1, 0, :, :2] = 0
+    together = chain.inertia(w, x=[1.0, 2.0], y=[2.0, 1.0])
+    assert all(count.shape == (2, 3, 4) and count.dtype.kind == "i" for count in together)
+    for at in np.ndindex(2, 3, 4):
+        assert tuple(int(count[at]) for count in together) == counts(w[at], x=[1.0, 2.0], y=[2.0, 1.0])
+    assert [count.shape for count in chain.inertia(np.empty((0, 3)), x=1.0, y=1.0)] == [(0,)] * 3
+
+
+exact_weights = st.integers(-16, 16).map(lambda n: n / 4)  # products of ten are exact in any order
+powers = st.builds(lambda s, k: s * 2.0**k, st.sampled_from([1, -1]), st.integers(-300, 300))  # y = 0.7 is no tie
+
+
+@modest
+@given(
+    st.one_of(st.lists(exact_weights, min_size=1, max_size=10), st.lists(powers, min_size=1, max_size=10)),
+    st.sampled_from([0.7, -0.7, 0.25, 1.0, 0.0]),
+    st.randoms(use_true_random=False),
+)
+def test_inertia_does_not_see_the_order_or_two_signs(w, y, random):
+    if max(map(abs, w)) > 4:
+        y = 0.7
+    positive, negative, zero = chain.inertia(w, x=1.0, y=y)
+    assert positive + negative + zero == len(w)
+    assert min(positive, negative, zero) >= 0
+    assert counts(random.sample(w, len(w)), x=1.0, y=y) == (positive, negative, zero)
+    flipped = np.array(w)
+    flipped[random.sample(range(len(w)), 2 * (len(w) > 1))] *= -1
+    assert counts(flipped, x=1.0, y=y) == (positive, negative, zero)
