@@ -18,6 +18,7 @@ from vclib import chain
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch.func
 modest = settings(deadline=None, max_examples=40, derandomize=True)
+many = settings(modest, max_examples=200)
 halves = st.integers(-4, 4).map(lambda n: Q(n, 2))
 weights = st.lists(halves, min_size=1, max_size=5)
 data = st.lists(st.tuples(halves, halves), min_size=1, max_size=4)
@@ -611,7 +612,7 @@ def exact_counts(w, points):
 dyadic_data = st.sampled_from([1, 2, 4]).flatmap(lambda n: st.lists(st.tuples(halves, halves), min_size=n, max_size=n))
 
 
-@modest
+@many
 @given(weights, dyadic_data)
 def test_inertia_equals_exact_rational_inertia(w, points):
     assert counts(floats(w), **xy(points)) == exact_counts(w, points)
@@ -686,7 +687,7 @@ exact_weights = st.integers(-16, 16).map(lambda n: n / 4)  # products of ten are
 powers = st.builds(lambda s, k: s * 2.0**k, st.sampled_from([1, -1]), st.integers(-300, 300))  # y = 0.7 is no tie
 
 
-@modest
+@many
 @given(
     st.one_of(st.lists(exact_weights, min_size=1, max_size=10), st.lists(powers, min_size=1, max_size=10)),
     st.sampled_from([0.7, -0.7, 0.25, 1.0, 0.0]),

@@ -1,5 +1,6 @@
 """A check can fail: each core formula is broken on purpose, and the small check beside it must turn red."""
 
+from dataclasses import replace
 from fractions import Fraction as Q
 
 import mpmath
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from scipy import special, stats
+from scipy.integrate import solve_ivp
 
-from vclib import chain, curvature, initialization, networks
+from vclib import chain, curvature, escape, initialization, networks
 from vclib.initialization import WeightLaw, he
 from vclib.networks import MLP, mlp
 
@@ -70,6 +72,73 @@ def log_magnitudes():
     np.testing.assert_allclose(chain.log_magnitudes(W, x=X, y=Y).off_diagonal, np.log(off), atol=1e-12)
 
 
+def inertia():
+    for product in (-1.0, 0.2, 0.7, 2.0, 0.0):
+        w = np.array([product, 1.0, 2.0, 0.5])
+        eigenvalues = np.linalg.eigvalsh(chain.hessian(w, x=1.0, y=1.0))
+        expected = [np.sum(eigenvalues > 1e-9), np.sum(eigenvalues < -1e-9), np.sum(np.abs(eigenvalues) <= 1e-9)]
+        np.testing.assert_array_equal(chain.inertia(w, x=1.0, y=1.0), expected)
+
+
+def deep_inertia():
+    for product, expected in ((-1.0, (1, 3999, 0)), (0.4, (3999, 1, 0)), (0.7, (4000, 0, 0)), (2.0, (1, 3999, 0))):
+        w = np.repeat([2.0, 0.5, 1.0, product], [1900, 1900, 199, 1])
+        np.testing.assert_array_equal(chain.inertia(w, x=1.0, y=1.0), expected)
+
+
+def flow_time():
+    for w0, w1 in ((0.2, 0.9), (2.0, 1.1)):
+        exact = mpmath.quad(lambda w: 1 / (w**4 - w**9), [w0, w1])
+        np.testing.assert_allclose(escape.gradient_flow_time(5, w0=w0, w1=w1), float(exact), rtol=1e-10)
+
+
+def rmsprop_time():
+    for ratio0 in (0.0, 0.5):
+        riccati = solve_ivp(lambda w, s: [2 * (1 - s[0] ** 2) - 4 / w * s[0], s[0]], (0.3, 0.9), [ratio0, 0], rtol=1e-9)
+        time = escape.rmsprop_flow_time(5, w0=0.3, w1=0.9, alpha=4.0, ratio0=ratio0)
+        np.testing.assert_allclose(time, riccati.y[1, -1], rtol=1e-5)
+
+
+def rules():
+    start = np.array([0.3, -0.4, 0.5])
+    for rule, optimiser, options in (
+        (escape.gradient_descent(), torch.optim.SGD, {}),
+        (escape.momentum(), torch.optim.SGD, {"momentum": 0.9}),
+        (escape.rmsprop(eps=0.01), torch.optim.RMSprop, {"alpha": 0.9, "eps": 0.01}),
+        (escape.adam(), torch.optim.Adam, {}),
+        (escape.clipped(max_norm=0.1), torch.optim.SGD, {}),
+    ):
+        w = torch.tensor(start, requires_grad=True)
+        optim = optimiser([w], lr=0.1, **options)
+        for _ in range(4):
+            optim.zero_grad()
+            (0.5 * (1 - w.prod()) ** 2).backward()
+            if rule.__qualname__.startswith("clipped"):
+                torch.nn.utils.clip_grad_norm_([w], 0.1)
+            optim.step()
+        ours = escape.descend(start, rule, step_size=0.1, iterations=4, record=[4]).w[0]
+        np.testing.assert_allclose(ours, w.detach(), rtol=0, atol=1e-10)
+
+
+def noise():
+    start, step = np.full((3, 4), 0.5), 0.04
+    gradient = chain.gradient(start, x=1.0, y=1.0)
+    draw = 0.3 * np.random.default_rng(0).standard_normal((4, 3)).T
+    for place, end in (
+        ("gradient", start - step * np.sign(gradient + draw)),
+        ("update", start - step * (np.sign(gradient) + draw)),
+        ("weights", start - step * np.sign(gradient) + step**0.5 * draw),
+    ):
+        options = {"noise": 0.3, "noise_in": place, "rng": np.random.default_rng(0), "iterations": 1, "record": [1]}
+        paths = escape.descend(start, escape.sign_descent(), step_size=step, **options)
+        np.testing.assert_allclose(paths.w[0], end, rtol=1e-12)
+
+
+def escape_time():
+    paths = escape.descend(np.full(4, 0.5), escape.normalized(), step_size=0.02, iterations=90, record=range(90))
+    assert paths.time == np.flatnonzero(chain.loss(paths.w, x=1.0, y=1.0) < 0.25)[0]
+
+
 def uniform_variance():
     w = he(8).sample(400, 100, generator=rng())
     assert abs(w.square().mean() * 4 - 1) < 4 * (0.8 / w.numel()) ** 0.5
@@ -120,6 +189,86 @@ def halved_off_diagonal(original):
         return np.where(np.eye(len(w), dtype=bool), h, wrong)
 
     return hessian
+
+
+def inertia_with(many=1, factor=lambda depth: 2 * depth - 1):
+    """The closed form for chains without zero weights; the arguments put mistakes in."""
+
+    def inertia(w, *, x, y):
+        with np.errstate(over="ignore"):
+            (m_xx, m_xy), depth, product = chain._moments(x, y), len(w), np.prod(w)
+        if product == 0:
+            return 1, 1, depth - 2
+        signs = [many * np.sign(product * (m_xy - m_xx * product))] * (depth - 1)
+        signs += [np.sign(product * (factor(depth) * m_xx * product - (depth - 1) * m_xy))]
+        return signs.count(1), signs.count(-1), signs.count(0)
+
+    return inertia
+
+
+def zero_weights_without_the_off_diagonal(original):
+    def inertia(w, *, x, y):
+        positive, negative, zero = original(w, x=x, y=y)
+        return (positive, negative, zero) if np.all(w) else (positive, 0, zero + negative)
+
+    return inertia
+
+
+def rmsprop_with_eps_inside(*, beta2=0.9, eps=1e-8):
+    def rule(gradient, memory, k):
+        memory["v"] = beta2 * memory.get("v", 0.0) + (1 - beta2) * gradient**2
+        return gradient / np.sqrt(memory["v"] + eps)
+
+    return rule
+
+
+def adam_without_correction(*, beta1=0.9, beta2=0.999, eps=1e-8):
+    def rule(gradient, memory, k):
+        memory["m"] = beta1 * memory.get("m", 0.0) + (1 - beta1) * gradient
+        memory["v"] = beta2 * memory.get("v", 0.0) + (1 - beta2) * gradient**2
+        return memory["m"] / (np.sqrt(memory["v"]) + eps)
+
+    return rule
+
+
+def averaged_momentum(*, beta=0.9):
+    def rule(gradient, memory, k):
+        memory["m"] = beta * memory.get("m", 0.0) + (1 - beta) * gradient
+        return memory["m"]
+
+    return rule
+
+
+def clipped(*, max_norm=1.0):
+    """Clips each entry, not the norm."""
+    return lambda gradient, memory, k: np.clip(gradient, -max_norm, max_norm)
+
+
+def noise_scaled_by(power):
+    def mutate(original):
+        def descend(w, rule, *, step_size, noise=0.0, noise_in="gradient", **options):
+            if noise_in == "weights":
+                noise = noise * step_size**power
+            return original(w, rule, step_size=step_size, noise=noise, noise_in=noise_in, **options)
+
+        return descend
+
+    return mutate
+
+
+def noise_always_in(place):
+    def mutate(original):
+        return lambda *arguments, **options: original(*arguments, **(options | {"noise_in": place}))
+
+    return mutate
+
+
+def a_step_late(original):
+    def descend(*arguments, **options):
+        paths = original(*arguments, **options)
+        return replace(paths, time=paths.time + 1)
+
+    return descend
 
 
 def without_last_gate(self, x):
@@ -184,6 +333,94 @@ MUTANTS = {
         "logsumexp",
         lambda f: lambda a, axis, b, return_sign: f(a, axis=axis, b=np.abs(b), return_sign=return_sign),
     ),
+    "an inertia with the sign of many flipped": (inertia, chain, "inertia", lambda f: inertia_with(many=-1)),
+    "an inertia with L in place of 2L - 1": (
+        inertia,
+        chain,
+        "inertia",
+        lambda f: inertia_with(factor=lambda depth: depth),
+    ),
+    "an inertia with positive and negative swapped": (
+        inertia,
+        chain,
+        "inertia",
+        lambda f: lambda w, *, x, y: (f(w, x=x, y=y)[1], f(w, x=x, y=y)[0], f(w, x=x, y=y)[2]),
+    ),
+    "an inertia that forgets a zero weight's off-diagonal": (
+        inertia,
+        chain,
+        "inertia",
+        zero_weights_without_the_off_diagonal,
+    ),
+    "a deep inertia without logarithms": (deep_inertia, chain, "inertia", lambda f: inertia_with()),
+    "a deep residual without its factor": (
+        deep_inertia,
+        chain,
+        "_log_residual",
+        lambda f: lambda total, sign, multiple, target: f(total, sign, 1.0, target),
+    ),
+    "a deep residual of the other sign": (
+        deep_inertia,
+        chain,
+        "_log_residual",
+        lambda f: lambda *arguments: (f(*arguments)[0], -f(*arguments)[1]),
+    ),
+    "a deep residual that ignores the sign of P": (
+        deep_inertia,
+        chain,
+        "_log_residual",
+        lambda f: lambda total, sign, multiple, target: f(total, np.abs(sign), multiple, target),
+    ),
+    "a plateau without a target": (
+        flow_time,
+        escape,
+        "_below_target",
+        lambda f: lambda u, depth: np.zeros_like(u),
+    ),
+    "a descent to the target that costs nothing": (
+        flow_time,
+        escape,
+        "_above_target",
+        lambda f: lambda u, depth: np.zeros_like(u),
+    ),
+    "a flow of one layer more": (
+        flow_time,
+        escape,
+        "gradient_flow_time",
+        lambda f: lambda depth, **weights: f(depth + 1, **weights),
+    ),
+    "an RMSprop flow that forgets its start": (
+        rmsprop_time,
+        escape,
+        "rmsprop_flow_time",
+        lambda f: lambda depth, *, ratio0, **others: f(depth, ratio0=0.0, **others),
+    ),
+    "an RMSprop flow of one layer more": (
+        rmsprop_time,
+        escape,
+        "rmsprop_flow_time",
+        lambda f: lambda depth, **others: f(depth + 1, **others),
+    ),
+    "an RMSprop flow whose alpha is its half": (
+        rmsprop_time,
+        escape,
+        "rmsprop_flow_time",
+        lambda f: lambda depth, *, alpha, **others: f(depth, alpha=alpha / 2, **others),
+    ),
+    "RMSprop with eps inside the root": (rules, escape, "rmsprop", lambda f: rmsprop_with_eps_inside),
+    "Adam without bias correction": (rules, escape, "adam", lambda f: adam_without_correction),
+    "momentum as an average": (rules, escape, "momentum", lambda f: averaged_momentum),
+    "clipping entry by entry": (rules, escape, "clipped", lambda f: clipped),
+    "a path along products that include the weight itself": (
+        rules,
+        escape,
+        "_product_and_gradient",
+        lambda f: lambda w, m_xx, m_xy: (f(w, m_xx, m_xy)[0], f(w, m_xx, m_xy)[1] * w),
+    ),
+    "noise in the weights without the root of the step": (noise, escape, "descend", noise_scaled_by(-0.5)),
+    "noise in the weights times the step": (noise, escape, "descend", noise_scaled_by(0.5)),
+    "noise in the gradient only": (noise, escape, "descend", noise_always_in("gradient")),
+    "an escape noticed a step late": (escape_time, escape, "descend", a_step_late),
     "tau without its 3": (
         uniform_variance,
         WeightLaw,
@@ -211,6 +448,11 @@ MUTANTS = {
 @pytest.mark.parametrize("check", sorted({check for check, *_ in MUTANTS.values()}, key=lambda f: f.__name__))
 def test_the_check_is_green(check):
     check()
+
+
+def test_the_closed_form_without_mistakes_is_green(monkeypatch):
+    monkeypatch.setattr(chain, "inertia", inertia_with())
+    inertia()
 
 
 @pytest.mark.parametrize("name", MUTANTS)

@@ -235,13 +235,14 @@ def descend(
     w = np.array(np.broadcast_to(np.moveaxis(w, -1, 0).reshape(depth, *_padded(w.shape[:-1], runs)), (depth, *runs)))
     (m_xx, m_xy), m_yy = _moments(x, y), float(np.mean(_data(x, y)[1] ** 2))
     memory: dict[str, Any] = {}
-    time, kept, last = np.full(runs, np.inf), [], max(record, default=-1)
+    time, kept, wanted = np.full(runs, np.inf), [], set(record)
+    last = max(wanted, default=-1)
     with np.errstate(all="ignore"):
         for k in range(iterations + 1):
             product, gradient = _product_and_gradient(w, m_xx, m_xy)
             loss = 0.5 * (m_xx * product**2 - 2 * m_xy * product + m_yy)
             time[(loss < threshold) & np.isinf(time)] = k
-            if k in record:
+            if k in wanted:
                 v = np.broadcast_to(np.asarray(memory.get("v", np.nan)), w.shape)
                 kept.append((k, np.moveaxis(w, 0, -1).copy(), loss, np.moveaxis(v, 0, -1).copy()))
             if k == iterations or (k >= last and np.all(np.isfinite(time) | ~np.isfinite(loss))):

@@ -6,6 +6,7 @@
     const readout = root.querySelector("figcaption");
     const sliders = [...root.querySelectorAll("input[type=range]")];
     const texts = sliders.map((slider) => JSON.parse(slider.dataset.texts));
+    const live = window.vcLive?.[root.id]; // a function that computes the picture, in place of pictures
     let data;
     try {
       const packed = Uint8Array.from(atob(root.dataset.frames), (letter) => letter.charCodeAt(0));
@@ -17,15 +18,18 @@
     }
     const show = () => {
       let index = 0;
+      const values = {};
       sliders.forEach((slider, i) => {
         const text = texts[i][slider.value];
         index = index * texts[i].length + Number(slider.value);
+        if (live) values[slider.dataset.name] = data.values[slider.dataset.name][slider.value];
         slider.setAttribute("aria-valuetext", text);
         slider.parentElement.querySelector("output").textContent = text;
       });
-      const frame = data.frames[index];
-      image.src = "data:image/svg+xml," + encodeURIComponent(frame.svg.map((line) => data.lines[line]).join("\n"));
-      image.alt = frame.alt;
+      const frame = live ? live(values) : data.frames[index];
+      const svg = live ? frame.svg : frame.svg.map((line) => data.lines[line]).join("\n");
+      image.src = "data:image/svg+xml," + encodeURIComponent(svg);
+      image.alt = live ? `${data.title}. ${frame.text}` : frame.alt;
       readout.textContent = frame.text;
     };
     sliders.forEach((slider) => slider.addEventListener("input", show));

@@ -46,6 +46,9 @@ class Explorer:
     under the figure. The alternative text is the title, the setting and this sentence. There is one slider for each
     keyword of ``draw``; at scale ``smoke`` only its first, start and last value are drawn. The height is in inches.
 
+    With ``live``, only the start is drawn beforehand, and the page computes every other position itself: it is the
+    name of a file of vclib that holds one JavaScript expression, a function ``(values) => ({svg, text})``.
+
     Raises ValueError if there is nothing to slide, more than 400 pictures would be drawn, or a start is not among
     the values.
 
@@ -58,14 +61,21 @@ class Explorer:
     """
 
     def __init__(
-        self, draw: Callable[..., str], *, title: str, sliders: Mapping[str, Slider], height: float = 3.3
+        self,
+        draw: Callable[..., str],
+        *,
+        title: str,
+        sliders: Mapping[str, Slider],
+        height: float = 3.3,
+        live: str = "",
     ) -> None:
-        self.draw, self.title, self.sliders, self.height = draw, title, dict(sliders), height
-        pictures = math.prod(len(slider.values) for slider in self.sliders.values()) if sliders else 0
+        self.draw, self.title, self.sliders, self.height, self.live = draw, title, dict(sliders), height, live
+        pictures = math.prod(1 if live else len(slider.values) for slider in self.sliders.values()) if sliders else 0
         if not 1 <= pictures <= MOST_FRAMES:
             raise ValueError(f"An explorer has 1 to {MOST_FRAMES} pictures, not {pictures}.")
-        self.values = {name: _stops(name, slider) for name, slider in self.sliders.items()}
-        positions = itertools.product(*self.values.values())
+        self.values = {name: _stops(name, slider, live) for name, slider in self.sliders.items()}
+        drawn = [[self._start(name)] for name in self.sliders] if live else self.values.values()
+        positions = itertools.product(*drawn)
         self.frames = [self._frame(dict(zip(self.sliders, p, strict=True))) for p in progress(positions, title)]
 
     def interact(self) -> None:
@@ -108,40 +118,47 @@ class Explorer:
             frame | {"svg": [lines.setdefault(line, len(lines)) for line in frame["svg"].split("\n")]}
             for frame in self.frames
         ]
-        data = json.dumps({"lines": list(lines), "frames": frames}, separators=(",", ":"))
+        data: Any = {"title": self.title, "values": self.values} if self.live else {}
+        data = json.dumps(data | {"lines": list(lines), "frames": frames}, separators=(",", ":"))
         packed = base64.b64encode(gzip.compress(data.encode(), mtime=0)).decode()
         key = "vc-" + hashlib.sha256(packed.encode()).hexdigest()[:10]
         index, rows = 0, []
         for name, slider in self.sliders.items():
             values, start = self.values[name], self.values[name].index(self._start(name))
             texts = [slider.text(value) for value in values]
-            index = index * len(values) + start
+            index = 0 if self.live else index * len(values) + start
             rows.append(
                 f'<div class="vc-row" style="{STYLES["row"]}">'
                 f'<label for="{key}-{name}" style="{STYLES["label"]}">{html.escape(slider.label)}</label>'
-                f'<input type="range" id="{key}-{name}" min="0" max="{len(values) - 1}" step="1" value="{start}"'
+                f'<input type="range" id="{key}-{name}" data-name="{name}" min="0" max="{len(values) - 1}" step="1"'
+                f' value="{start}"'
                 f' aria-valuetext="{html.escape(texts[start])}" data-texts="{html.escape(json.dumps(texts))}"'
                 f' data-lm-suppress-shortcuts="true" style="{STYLES["input"]}">'
                 f'<output for="{key}-{name}" style="{STYLES["output"]}">{html.escape(texts[start])}</output></div>'
             )
         first = self.frames[index]
         picture = base64.b64encode(first["svg"].encode()).decode()
+        live = f"(window.vcLive ||= {{}})['{key}'] =\n{_script(self.live)};\n" if self.live else ""
         return (
             f'<figure class="vc-explorer" id="{key}" data-frames="{packed}" style="{STYLES["figure"]}">'
             f'<img src="data:image/svg+xml;base64,{picture}" alt="{html.escape(first["alt"])}" style="max-width:100%">'
             f'{"".join(rows)}<figcaption aria-live="polite">{html.escape(first["text"])}</figcaption>'
             "<noscript>The sliders need JavaScript; the picture shows where they start.</noscript></figure>"
-            f"<script>{files('vclib').joinpath('explorer.js').read_text(encoding='utf-8')}</script>"
+            f"<script>{live}{_script('explorer.js')}</script>"
         )
 
     def __repr__(self) -> str:
         return f"Explorer({self.title!r}, {len(self.frames)} pictures)"
 
 
-def _stops(name: str, slider: Slider) -> list[Any]:
+def _script(name: str) -> str:
+    return files("vclib").joinpath(name).read_text(encoding="utf-8")
+
+
+def _stops(name: str, slider: Slider, live: str) -> list[Any]:
     values = list(slider.values)
     if slider.start is not None and slider.start not in values:
         raise ValueError(f"The slider {name!r} starts at {slider.start!r}, which is not among its values.")
-    if scale() != "smoke":
+    if live or scale() != "smoke":
         return values
     return [v for i, v in enumerate(values) if i in (0, len(values) - 1) or v == slider.start]
