@@ -671,6 +671,13 @@ def test_inertia_survives_depth_four_thousand(w, y, expected):
     assert counts(w, x=0.0, y=1.0) == (0, 0, 4000)
 
 
+@pytest.mark.parametrize(("last", "expected"), [(1.005e161, (1, 3, 0)), (0.995e161, (4, 0, 0))])
+def test_inertia_survives_products_without_their_digits(last, expected):
+    w = [1e-160, 1e-162, 1e161, last]  # the product of the first two has one digit left
+    assert counts(w, x=1.0, y=1.0) == expected
+    assert counts(w[::-1], x=1.0, y=1.0) == expected
+
+
 def test_inertia_has_the_shape_of_the_batch():
     rng = np.random.default_rng(2)
     w = random_weights(24, 5, rng).reshape(2, 3, 4, 5)
