@@ -710,3 +710,15 @@ def test_inertia_does_not_see_the_order_or_two_signs(w, y, random):
     flipped = np.array(w)
     flipped[random.sample(range(len(w)), 2 * (len(w) > 1))] *= -1
     assert counts(flipped, x=1.0, y=y) == (positive, negative, zero)
+
+
+@pytest.mark.parametrize("function", [chain.loss, chain.gradient, chain.hessian, chain.log_magnitudes, chain.inertia])
+@pytest.mark.parametrize("w", [[], 0.5])
+def test_a_chain_has_at_least_one_weight(function, w):
+    with pytest.raises(ValueError, match="at least one weight"):
+        function(w, x=1.0, y=1.0)
+
+
+def test_inertia_refuses_what_is_not_a_number():
+    with pytest.raises(ValueError, match="not a number"):
+        chain.inertia([np.nan, 1.0], x=1.0, y=1.0)

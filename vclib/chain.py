@@ -131,7 +131,7 @@ def loss(w: ArrayLike, *, x: ArrayLike, y: ArrayLike) -> np.ndarray:
     2.0
     """
     x, y = _data(x, y)
-    product = np.prod(np.asarray(w, float), axis=-1)
+    product = np.prod(_weights(w), axis=-1)
     return 0.5 * np.mean((y - product[..., None] * x) ** 2, axis=-1)
 
 
@@ -146,7 +146,7 @@ def gradient(w: ArrayLike, *, x: ArrayLike, y: ArrayLike) -> np.ndarray:
     >>> gradient([2.0, 3.0], x=1.0, y=4.0)
     array([6., 4.])
     """
-    w = np.asarray(w, float)
+    w = _weights(w)
     m_xx, m_xy = _moments(x, y)
     return (m_xx * np.prod(w, axis=-1) - m_xy)[..., None] * _product_of_others(w)
 
@@ -162,7 +162,7 @@ def hessian(w: ArrayLike, *, x: ArrayLike, y: ArrayLike) -> np.ndarray:
     array([[9., 8.],
            [8., 4.]])
     """
-    w = np.asarray(w, float)
+    w = _weights(w)
     m_xx, m_xy = _moments(x, y)
     diagonal = np.eye(w.shape[-1], dtype=bool)
     without_k = np.where(diagonal, 1.0, w[..., None, :])
@@ -193,7 +193,7 @@ def log_magnitudes(w: ArrayLike, *, x: ArrayLike, y: ArrayLike) -> LogMagnitudes
     >>> float(log_magnitudes(np.full(10_000, 0.5), x=1.0, y=1.0).gradient[0].round(3))
     -6930.779
     """
-    w = np.asarray(w, float)
+    w = _weights(w)
     if not np.all(w):
         raise ValueError("A weight is zero, so logarithms do not exist; use gradient and hessian instead.")
     m_xx, m_xy = _moments(x, y)
@@ -230,10 +230,12 @@ def inertia(w: ArrayLike, *, x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np
     >>> [int(count) for count in inertia([0.5, -0.5, 0.5], x=1.0, y=1.0)]
     [1, 2, 0]
     """
-    w = np.asarray(w, float)
+    w = _weights(w)
+    if np.isnan(w).any():
+        raise ValueError("A weight is not a number, so the Hessian has no eigenvalues.")
     (m_xx, m_xy), depth, zeros = _moments(x, y), w.shape[-1], np.sum(w == 0, axis=-1)
     nonzero = np.where(w == 0, 1.0, w)
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(all="ignore"):
         running = np.cumprod(nonzero, axis=-1)
     safe = np.all((np.abs(running) > 1e-280) & (np.abs(running) < 1e280), axis=-1)
     product, total = np.where(safe, running[..., -1], 1.0), np.log(np.abs(nonzero)).sum(axis=-1)
@@ -241,7 +243,8 @@ def inertia(w: ArrayLike, *, x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np
 
     def residual(i: int, j: int) -> np.ndarray:
         """sign of i * m_xx * P - j * m_xy"""
-        direct = np.sign(i * m_xx * product - j * m_xy)
+        with np.errstate(over="ignore"):
+            direct = np.sign(i * m_xx * product - j * m_xy)
         return np.where(safe, direct, _log_residual(total, sign, i * m_xx, j * m_xy)[1])
 
     many, one = -sign * residual(1, 1), sign * residual(2 * depth - 1, depth - 1)
@@ -249,7 +252,7 @@ def inertia(w: ArrayLike, *, x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np
     alone = ((zeros == 1) & (m_xx > 0)) | touched  # one zero weight leaves its own curvature
     positive = np.where(zeros == 0, (depth - 1) * (many > 0) + (one > 0), alone)
     negative = np.where(zeros == 0, (depth - 1) * (many < 0) + (one < 0), touched)
-    return positive, negative, depth - positive - negative
+    return positive, negative, np.asarray(depth - positive - negative)
 
 
 def _log_residual(total: np.ndarray, sign: np.ndarray, multiple: float, target: float) -> tuple[np.ndarray, np.ndarray]:
@@ -272,6 +275,13 @@ def _erlang_median_excess(depth: ArrayLike) -> np.ndarray:
     u = 1 / depth
     series = -1 / 3 + u * (8 / 405 + u * (184 / 25515 + u * (2248 / 3444525 - u * 19006408 / 15345358875)))
     return np.where(depth < 200, special.gammaincinv(np.minimum(depth, 200), 0.5) - depth, series)
+
+
+def _weights(w: ArrayLike) -> np.ndarray:
+    w = np.asarray(w, float)
+    if w.ndim == 0 or w.shape[-1] == 0:
+        raise ValueError("A chain needs at least one weight: w has the shape (..., L).")
+    return w
 
 
 def _data(x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

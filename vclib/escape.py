@@ -7,6 +7,7 @@ torch.optim to rounding. A rule of your own is any function ``rule(gradient, mem
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import mpmath
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from .chain import _data, _moments, _positive_depth
+from .chain import _data, _moments, _positive_depth, _weights
 
 Rule = Callable[[np.ndarray, dict[str, Any], int], np.ndarray]
 NOISE_IN = ("gradient", "update", "weights")
@@ -45,32 +46,38 @@ def gradient_flow_time(
     w0, w1, x, y = (np.asarray(value, float) for value in (w0, w1, x, y))
     if not all(np.all((value > 0) & np.isfinite(value)) for value in (w0, w1, x, y)):
         raise ValueError("Weights w0, w1 and data x, y must be positive numbers.")
-    target = (y / x) ** (1 / depth)
-    start, end = w0 / target, w1 / target
-    end = np.where(np.abs(end - 1) < 4e-16, 1.0, end)
-    if not np.all(((start <= end) & (end <= 1)) | ((start >= end) & (end >= 1))):
-        raise ValueError("The flow moves from w0 towards (y/x)^(1/L): w1 must lie between the two.")
-    ratio = np.log1p((w1 - w0) / w0)
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+    with np.errstate(all="ignore"):
+        target = (y / x) ** (1 / depth)
+        start, end = w0 / target, w1 / target
+        end = np.where(np.abs(end - 1) < 4e-16, 1.0, end)
+        if not np.all(((start <= end) & (end <= 1)) | ((start >= end) & (end >= 1)) | (w0 == w1)):
+            raise ValueError("The flow moves from w0 towards (y/x)^(1/L): w1 must lie between the two.")
+        ratio = np.log1p((w1 - w0) / w0)
         plateau = start ** (2 - depth) * ratio * special.exprel((2 - depth) * ratio)
         rising = plateau + _below_target(end, depth) - _below_target(start, depth)
         falling = _above_target(end, depth) - _above_target(start, depth)
         time = np.where(start < 1, rising, falling) * target ** (2 - depth) / (x * y)
-    return np.where(start == end, 0.0, np.where(end == 1, np.inf, time))
+    return np.where(w0 == w1, 0.0, np.where(end == 1, np.inf, time))
 
 
 def _below_target(u: np.ndarray, depth: np.ndarray) -> np.ndarray:
     """An antiderivative of u / (1 - u^L) for u < 1."""
     u = np.minimum(u, 1.0)
-    return u**2 / 2 * special.hyp2f1(1, 2 / depth, 1 + 2 / depth, u**depth)
+    return u**2 / 2 * _hypergeometric(2 / depth, depth * np.log(u))
 
 
 def _above_target(u: np.ndarray, depth: np.ndarray) -> np.ndarray:
     """An antiderivative of u^(1 - L) / (1 - u^L) for u > 1."""
     u, layers = np.maximum(u, 1.0), np.maximum(depth, 2)
-    power = 2 - 2 / layers
-    deep = u ** (2 - 2 * layers) / (2 * layers - 2) * special.hyp2f1(1, power, 1 + power, u**-layers)
+    deep = u ** (2 - 2 * layers) / (2 * layers - 2) * _hypergeometric(2 - 2 / layers, -layers * np.log(u))
     return np.where(depth == 1, -np.log(u - 1), deep)
+
+
+def _hypergeometric(p: np.ndarray, log_z: np.ndarray) -> np.ndarray:
+    """2F1(1, p; 1 + p; z), with its logarithm near z = 1; scipy wants c - b to be 1 to the last bit."""
+    c, gap = 1 + p, -np.expm1(log_z)
+    near = -p * (np.log(gap) + special.digamma(p) + np.euler_gamma)
+    return np.where(gap < 1e-11, near, special.hyp2f1(1, c - 1, c, np.exp(log_z)))
 
 
 def rmsprop_flow_time(
@@ -114,6 +121,12 @@ def rmsprop_flow_time(
     return np.vectorize(time, otypes=[float])(*values)
 
 
+def _share(value: float, name: str) -> float:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be at least 0 and below 1, not {value}.")
+    return value
+
+
 def gradient_descent() -> Rule:
     """The gradient itself."""
     return lambda gradient, memory, k: gradient
@@ -121,6 +134,7 @@ def gradient_descent() -> Rule:
 
 def momentum(*, beta: float = 0.9) -> Rule:
     r"""Heavy ball: :math:`m \leftarrow \beta m + g`, direction m (torch.optim.SGD with momentum)."""
+    beta = _share(beta, "beta")
 
     def rule(gradient: np.ndarray, memory: dict[str, Any], k: int) -> np.ndarray:
         memory["m"] = beta * memory.get("m", 0.0) + gradient
@@ -135,6 +149,7 @@ def rmsprop(*, beta2: float = 0.9, eps: float = 1e-8) -> Rule:
     Where the denominator is 0, which needs eps = 0, the direction is 0. torch.optim.RMSprop calls :math:`\beta_2`
     ``alpha``, and its default is 0.99; the paper uses 0.9.
     """
+    beta2 = _share(beta2, "beta2")
 
     def rule(gradient: np.ndarray, memory: dict[str, Any], k: int) -> np.ndarray:
         memory["v"] = beta2 * memory.get("v", 0.0) + (1 - beta2) * gradient**2
@@ -145,6 +160,7 @@ def rmsprop(*, beta2: float = 0.9, eps: float = 1e-8) -> Rule:
 
 def adam(*, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Rule:
     r"""Adam: averages m of g and v of g², with bias correction; :math:`\hat m/(\sqrt{\hat v} + \epsilon)`."""
+    beta1, beta2 = _share(beta1, "beta1"), _share(beta2, "beta2")
 
     def rule(gradient: np.ndarray, memory: dict[str, Any], k: int) -> np.ndarray:
         memory["m"] = beta1 * memory.get("m", 0.0) + (1 - beta1) * gradient
@@ -213,34 +229,42 @@ def descend(
     ``record`` lists the iterations to keep, 0 being the start. The run ends early when every chain has escaped or
     diverged and nothing is left to record.
 
-    Raises ValueError if shapes do not fit, ``noise_in`` or ``rule`` is unknown, or noise comes without an ``rng``.
+    Raises ValueError, which says what is accepted, for anything else.
 
     Source: Section 3, "Effect of noise", and Appendix C.2 of the paper, which does not say where the noise enters.
 
     >>> int(descend(np.full(10, 0.5), rmsprop(eps=0.0), step_size=0.01, iterations=100).time)
     17
     """
-    w, step_size, noise = (np.asarray(value, float) for value in (w, step_size, noise))
-    if noise_in not in NOISE_IN:
-        raise ValueError(f"The noise enters in one of {', '.join(NOISE_IN)}, not in {noise_in!r}.")
-    if not callable(rule):
-        raise ValueError(f"A rule is a function such as escape.rmsprop(), not {rule!r}.")
+    w, step_size, noise = _weights(w), np.asarray(step_size, float), np.asarray(noise, float)
+    noisy, wanted = bool(np.any(noise)), set(record)
+    if not callable(rule) or rule in (gradient_descent, momentum, rmsprop, adam, sign_descent, normalized, clipped):
+        raise ValueError(f"A rule is a function such as escape.rmsprop(), with its brackets, not {rule!r}.")
+    if not (isinstance(iterations, Integral) and iterations >= 0 and wanted <= set(range(iterations + 1))):
+        raise ValueError("iterations is a whole number, at least 0, and record lists iterations from 0 to it.")
     if not (np.all(step_size > 0) and np.all(noise >= 0)):
         raise ValueError("Step sizes must be positive, and noise at least 0.")
-    noisy = bool(np.any(noise))
-    if noisy and rng is None:
+    if noise_in not in NOISE_IN:
+        raise ValueError(f"The noise enters in one of {', '.join(NOISE_IN)}, not in {noise_in!r}.")
+    if noisy and not hasattr(rng, "standard_normal"):
         raise ValueError("Noise needs a generator: pass rng=np.random.default_rng(seed).")
-    runs = np.broadcast_shapes(w.shape[:-1], step_size.shape, noise.shape)
-    depth = w.shape[-1]
-    w = np.array(np.broadcast_to(np.moveaxis(w, -1, 0).reshape(depth, *_padded(w.shape[:-1], runs)), (depth, *runs)))
-    (m_xx, m_xy), m_yy = _moments(x, y), float(np.mean(_data(x, y)[1] ** 2))
+    try:
+        runs = np.broadcast_shapes(w.shape[:-1], step_size.shape, noise.shape)
+    except ValueError:
+        shapes = f"{w.shape[:-1]}, {step_size.shape} and {noise.shape}"
+        raise ValueError(f"The shapes of chains, step_size and noise do not broadcast: {shapes}.") from None
+    depth, padding = w.shape[-1], (1,) * (len(runs) - w.ndim + 1)
+    rows = np.moveaxis(w, -1, 0).reshape(depth, *padding, *w.shape[:-1])
+    w = np.array(np.broadcast_to(rows, (depth, *runs)), order="C")
+    (x, y), (m_xx, m_xy) = _data(x, y), _moments(x, y)
+    best = m_xy / m_xx if m_xx else 0.0
+    least = float(np.mean((y - best * x) ** 2))
     memory: dict[str, Any] = {}
-    time, kept, wanted = np.full(runs, np.inf), [], set(record)
-    last = max(wanted, default=-1)
+    time, kept, last = np.full(runs, np.inf), [], max(wanted, default=-1)
     with np.errstate(all="ignore"):
         for k in range(iterations + 1):
             product, gradient = _product_and_gradient(w, m_xx, m_xy)
-            loss = 0.5 * (m_xx * product**2 - 2 * m_xy * product + m_yy)
+            loss = 0.5 * (m_xx * (product - best) ** 2 + least)
             time[(loss < threshold) & np.isinf(time)] = k
             if k in wanted:
                 v = np.broadcast_to(np.asarray(memory.get("v", np.nan)), w.shape)
@@ -252,15 +276,13 @@ def descend(
             if noise_in == "gradient":
                 gradient = gradient + draw
             direction = rule(gradient, memory, k + 1)
+            if np.shape(direction) != w.shape:
+                raise ValueError(f"The rule must return an array of the gradient's shape {w.shape}.")
             w = w - step * (direction + draw if noise_in == "update" else direction)
             if noise_in == "weights":
                 w += np.sqrt(step) * draw
     columns = [np.array(column) for column in zip(*kept, strict=True)] if kept else [np.empty(0)] * 4
     return Paths(time, ~np.isfinite(loss), *columns)
-
-
-def _padded(shape: tuple[int, ...], runs: tuple[int, ...]) -> tuple[int, ...]:
-    return (1,) * (len(runs) - len(shape)) + shape
 
 
 def _product_and_gradient(w: np.ndarray, m_xx: float, m_xy: float) -> tuple[np.ndarray, np.ndarray]:
