@@ -4,6 +4,7 @@ The functions take the folder of the book, so that they are tested here on small
 """
 
 import contextlib
+import pkgutil
 import re
 import sys
 import warnings
@@ -244,21 +245,40 @@ def scaled(genuine, factor):
     return lambda *args, **kwargs: factor * genuine(*args, **kwargs)
 
 
-MUTANTS = {  # chapter, function of vclib.chain, factor on its result, the check that must notice
-    "Erlang median off by 10 %": ("04-chain-moments", "erlang_median", 1.1, "prop-3-fat-tails"),
-    "Erlang law off by 1 %": ("05-chain-median", "erlang_cdf", 1.01, "lemma-4-density"),
-    "median off by 2 %": ("05-chain-median", "median_forward", 1.02, "prop-5-median"),
-    "Erlang median nearer to L": ("05-chain-median", "_erlang_median_excess", 0.9, "prop-5-choi-bounds"),
+MUTANTS = {  # chapter, module and function of vclib, factor on its result, the check that must notice
+    "Erlang median off by 10 %": ("04-chain-moments", "chain.erlang_median", 1.1, "prop-3-fat-tails"),
+    "Erlang law off by 1 %": ("05-chain-median", "chain.erlang_cdf", 1.01, "lemma-4-density"),
+    "median off by 2 %": ("05-chain-median", "chain.median_forward", 1.02, "prop-5-median"),
+    "Erlang median nearer to L": ("05-chain-median", "chain._erlang_median_excess", 0.9, "prop-5-choi-bounds"),
+    "chain gradient off by 1e-9": ("06-chain-curvature", "chain.gradient", 1 + 1e-9, "chain-gradient"),
+    "chain Hessian off by 1e-9": ("06-chain-curvature", "chain.hessian", 1 + 1e-9, "chain-hessian"),
+    "flow time off by 1e-6": ("07-chain-escape", "escape.gradient_flow_time", 1 + 1e-6, "flow-time"),
+    "RMSprop flow off by 1 %": ("07-chain-escape", "escape.rmsprop_flow_time", 1.01, "rmsprop-flow-time"),
+    "gradient of the chain doubled": ("08-chain-noise", "chain.gradient", 2, "c2-gradient-size"),
 }
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_broken_formula_stops_its_chapter(mutant, monkeypatch):
-    from vclib import chain
-
     chapter, name, factor, id = MUTANTS[mutant]
-    monkeypatch.setattr(chain, name, scaled(getattr(chain, name), factor))
+    genuine = pkgutil.resolve_name(f"vclib.{name}")
+    monkeypatch.setattr(f"vclib.{name}", scaled(genuine, factor))
     with pytest.raises(AssertionError, match=id):  # a failed claim is an AssertionError
+        run_chapter(BOOK / f"{chapter}.ipynb")
+
+
+def with_steps_of_gradient_descent(rmsprop):
+    return lambda **options: lambda gradient, memory, k: (rmsprop(**options)(gradient, memory, k), gradient)[1]
+
+
+@pytest.mark.parametrize(
+    ("chapter", "id"), [("07-chain-escape", "rmsprop-at-most"), ("08-chain-noise", "noise-still-slower")]
+)
+def test_an_rmsprop_that_is_gradient_descent_stops_its_chapters(chapter, id, monkeypatch):
+    from vclib import escape
+
+    monkeypatch.setattr(escape, "rmsprop", with_steps_of_gradient_descent(escape.rmsprop))
+    with pytest.raises(AssertionError, match=id):
         run_chapter(BOOK / f"{chapter}.ipynb")
 
 

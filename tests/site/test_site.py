@@ -285,3 +285,40 @@ def test_explorers(browser, address, name):
         visit.page.wait_for_timeout(100)
         assert all(pictures.evaluate_all("all => all.map(image => image.complete && image.naturalWidth > 0)"))
         assert not visit.trouble, visit.trouble
+
+
+def test_the_race_in_the_page_is_that_of_vclib(browser, address):
+    """Chapter 7's explorer computes in JavaScript; vclib, with all weights of a real chain, must count the same."""
+    import numpy as np
+
+    from vclib import escape
+
+    rules = {
+        "gradient descent": escape.gradient_descent(),
+        "momentum": escape.momentum(),
+        "RMSprop, eps = 1e-8": escape.rmsprop(),
+        "RMSprop, eps = 0": escape.rmsprop(eps=0.0),
+        "Adam, eps = 1e-8": escape.adam(),
+        "sign descent": escape.sign_descent(),
+    }
+    run = "values => Object.values(window.vcLive)[0](values)"
+    with Visit(browser, address, "07-chain-escape.html") as visit:
+        for depth, start in ((3, 0.3), (16, 0.8), (24, 0.7), (48, 0.9)):
+            for name, rule in rules.items():
+                plain = name in ("gradient descent", "momentum")
+                path = escape.descend(
+                    np.full(depth, start),
+                    rule,
+                    step_size=1 / depth if plain else 0.01,
+                    schedule=lambda k, plain=plain: 1.0 if plain else k**-0.5,
+                    iterations=3000,
+                    threshold=0.01,
+                )
+                shown = visit.page.evaluate(run, {"depth": depth, "start": start, "optimizer": name})
+                counted = float(path.time)
+                if np.isfinite(counted):
+                    assert shown["iterations"] == counted, f"{name}, depth {depth}, start {start}"
+                    assert f"{name} takes {counted:.0f} iterations" in shown["text"]
+                else:
+                    assert shown["iterations"] is None or shown["iterations"] > 3000
+        assert not visit.trouble, visit.trouble
