@@ -181,7 +181,7 @@ def normalized() -> Rule:
 
 
 def clipped(*, max_norm: float = 1.0) -> Rule:
-    r"""The gradient times :math:`\min(1, \mathtt{max\_norm}/(\|g\| + 10^{-6}))`, as torch's clip_grad_norm_."""
+    r"""The gradient times :math:`\min(1, \mathtt{max\_norm}/(\|g\| + 10^{-6}))`, as torch's ``clip_grad_norm_``."""
     return lambda gradient, memory, k: (
         gradient * np.minimum(1.0, max_norm / (np.sqrt(np.sum(gradient**2, axis=0)) + 1e-6))
     )
