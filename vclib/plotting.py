@@ -1,6 +1,9 @@
 """The house style: figures that read well on a phone, in both themes, without relying on colour alone."""
 
+import html
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -56,6 +59,42 @@ def stack(rows: int, *, height: float = 2.6, **options: Any) -> tuple[plt.Figure
     """
     figure, axes = plt.subplots(rows, 1, figsize=(WIDTH, height * rows), squeeze=False, **options)
     return figure, axes[:, 0]
+
+
+@dataclass(frozen=True, repr=False)
+class Table:
+    """A small table, ``rows`` under a ``header``: an HTML table in a page or notebook, aligned text elsewhere.
+
+    The first column is set to the left, the others to the right; a wide table scrolls on a phone.
+
+    >>> Table(("depth", "loss"), [(4, "0.10"), (16, "0.25")])
+    depth  loss
+    4      0.10
+    16     0.25
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+    def __repr__(self) -> str:
+        lines = [[str(cell) for cell in line] for line in (self.header, *self.rows)]
+        first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
+        return "\n".join(
+            "  ".join([line[0].ljust(first), *(cell.rjust(n) for cell, n in zip(line[1:], others, strict=True))])
+            for line in lines
+        )
+
+    def _repr_html_(self) -> str:
+        def line(cells: Sequence[Any], tag: str) -> str:
+            sides = ["left"] + ["right"] * (len(cells) - 1)
+            return "".join(
+                f'<{tag} style="text-align:{side}">{html.escape(str(cell))}</{tag}>'
+                for side, cell in zip(sides, cells, strict=True)
+            )
+
+        body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in self.rows)
+        head = f"<thead><tr>{line(self.header, 'th')}</tr></thead>"
+        return f'<table class="table vc-table">{head}<tbody>{body}</tbody></table>'
 
 
 def band(ax: plt.Axes, x: ArrayLike, runs: ArrayLike, label: str, *, style: int = 0) -> None:
