@@ -632,3 +632,50 @@ def test_in_a_live_kernel_widgets_take_over(laptop, monkeypatch):
     assert (made["n"].min, made["n"].max, made["n"].value) == (1, 9, 9)
     assert (made["x"].min, made["x"].max, made["x"].value) == (0.5, 2.0, 0.5)
     assert made["w"].options == ("a", "b")
+
+
+def test_table_shows_cells_and_escapes_them():
+    table = plotting.Table(("method", "loss < 1"), [("a & b", 3), ("momentum", "never")])
+    assert repr(table) == "method    loss < 1\na & b            3\nmomentum     never"
+    page = table._repr_html_()
+    assert "a &amp; b" in page
+    assert "loss &lt; 1" in page
+    assert page.count("<tr>") == 3
+
+
+def test_table_refuses_rows_of_another_length():
+    with pytest.raises(ValueError, match="zip"):
+        repr(plotting.Table(("a", "b"), [(1, 2, 3)]))
+
+
+def live_explorer(values=(1, 2, 3), **options):
+    def draw(figure, depth):
+        figure.subplots().plot([0, depth])
+        return f"Depth {depth}."
+
+    sliders = {"depth": explorer.Slider("Depth", values, start=values[1])}
+    return explorer.Explorer(draw, title="Race", sliders=sliders, live="descent.js", **options)
+
+
+def test_a_live_explorer_draws_only_its_start():
+    live = live_explorer()
+    assert [frame["text"] for frame in live.frames] == ["Depth 2."]
+    page = live._repr_html_()
+    assert "window.vcLive" in page
+    assert 'data-name="depth"' in page
+    assert 'value="1"' in page  # the second stop
+    key = re.search(r'id="(vc-[0-9a-f]{10})"', page).group(1)
+    assert f"['{key}'] =" in page
+
+
+def test_a_live_explorer_keeps_all_stops_at_smoke_and_may_have_many(monkeypatch):
+    monkeypatch.setenv("VCLIB_SCALE", "smoke")
+    live = live_explorer(tuple(range(1000)))
+    assert len(live.values["depth"]) == 1000
+
+
+def test_a_live_explorer_names_its_values_in_the_data():
+    packed = re.search(r'data-frames="([^"]+)"', live_explorer()._repr_html_()).group(1)
+    data = json.loads(gzip.decompress(base64.b64decode(packed)))
+    assert data["values"] == {"depth": [1, 2, 3]}
+    assert data["title"] == "Race"
