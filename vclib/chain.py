@@ -298,7 +298,16 @@ def _moments(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
 
 def _product_of_others(w: np.ndarray) -> np.ndarray:
     """The product of all entries of the last axis but each one, without division."""
-    ones = np.ones_like(w[..., :1])
-    before = np.concatenate([ones, np.cumprod(w[..., :-1], axis=-1)], axis=-1)
-    after = np.concatenate([ones, np.cumprod(w[..., :0:-1], axis=-1)], axis=-1)[..., ::-1]
-    return before * after
+    return np.moveaxis(_product_of_other_rows(np.ascontiguousarray(np.moveaxis(w, -1, 0))), 0, -1)
+
+
+def _product_of_other_rows(rows: np.ndarray) -> np.ndarray:
+    """The same along the first axis: long contiguous rows make it fast."""
+    others, before, after = np.empty_like(rows), np.ones(rows.shape[1:]), np.ones(rows.shape[1:])
+    for k in range(len(rows)):
+        others[k] = before
+        before = before * rows[k]
+    for k in range(len(rows) - 1, -1, -1):
+        others[k] *= after
+        after = after * rows[k]
+    return others

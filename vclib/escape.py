@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from .chain import _data, _moments, _positive_depth, _weights
+from .chain import _data, _moments, _positive_depth, _product_of_other_rows, _weights
 
 Rule = Callable[[np.ndarray, dict[str, Any], int], np.ndarray]
 NOISE_IN = ("gradient", "update", "weights")
@@ -286,17 +286,10 @@ def descend(
 
 
 def _product_and_gradient(w: np.ndarray, m_xx: float, m_xy: float) -> tuple[np.ndarray, np.ndarray]:
-    """P and the gradient, with the layers along the first axis: long contiguous rows make it fast."""
-    others = np.empty_like(w)
-    running = np.ones(w.shape[1:])
-    for k in range(len(w)):
-        others[k] = running
-        running = running * w[k]
-    product, running = running, m_xx * running - m_xy
-    for k in reversed(range(len(w))):
-        others[k] *= running
-        running = running * w[k]
-    return product, others
+    """P and the gradient, with the layers along the first axis."""
+    others = _product_of_other_rows(w)
+    product = others[0] * w[0]
+    return product, (m_xx * product - m_xy) * others
 
 
 def _quotient(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

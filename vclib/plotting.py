@@ -88,7 +88,7 @@ class Table:
         def line(cells: Sequence[Any], tag: str) -> str:
             sides = ["left"] + ["right"] * (len(cells) - 1)
             return "".join(
-                f'<{tag} style="text-align:{side}"><span>{html.escape(str(cell))}</span></{tag}>'
+                f'<{tag} style="text-align:{side}">{html.escape(str(cell))}</{tag}>'
                 for side, cell in zip(sides, cells, strict=True)
             )
 
