@@ -23,11 +23,12 @@ def inputs(n, size, seed=9):
 
 
 def literal_forward(net, seed, x):
-    """Equation 1 for one sample: B D^L W^L ... D^1 W^1 D^0 A x, the gates D^l diagonal matrices of zeros and ones."""
+    """Equation 1 for one sample: B D^L W^L ... D^1 W^1 D^0 A x, the gates D^l the diagonal matrices of phi(h)/h."""
     a, b, *hidden = (m[seed].numpy() for m in (net.a, net.b, *net.hidden))
 
     def gate(h):
-        return np.diag((h > 0).astype(float)) if net.activation == "relu" else np.eye(len(h))
+        shares = {"linear": np.ones_like, "relu": lambda h: 1.0 * (h > 0), "tanh": lambda h: np.tanh(h) / h}
+        return np.diag(shares[net.activation](h))
 
     product = gate(a @ x) @ a
     for w in hidden:
@@ -35,7 +36,7 @@ def literal_forward(net, seed, x):
     return b @ product @ x
 
 
-@pytest.mark.parametrize("activation", ["linear", "relu"])
+@pytest.mark.parametrize("activation", ["linear", "relu", "tanh"])
 @pytest.mark.parametrize(
     "sizes", [{}, {"width": 1, "seeds": 64}, {"depth": 1, "outputs": 1}, {"depth": 9, "inputs": 1}]
 )
@@ -134,5 +135,5 @@ def test_a_size_that_is_none_raises(name, bad):
 
 
 def test_an_unknown_activation_raises():
-    with pytest.raises(ValueError, match="'tanh' is unknown; choose one of linear, relu"):
-        draw(activation="tanh")
+    with pytest.raises(ValueError, match="'sigmoid' is unknown; choose one of linear, relu, tanh"):
+        draw(activation="sigmoid")

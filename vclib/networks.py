@@ -8,7 +8,7 @@ import torch
 
 from .initialization import WeightLaw
 
-ACTIVATIONS = {"linear": lambda a: a, "relu": torch.relu}
+ACTIVATIONS = {"linear": lambda a: a, "relu": torch.relu, "tanh": torch.tanh}
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class MLP:
     r"""Networks :math:`F(x) = B\,\phi(W^L \cdots \phi(W^1 \phi(A x)))` without biases, one for each seed.
 
     ``a`` is the read-in (seeds, width, inputs), ``hidden`` the L matrices (seeds, width, width) that the book measures,
-    ``b`` the read-out (seeds, outputs, width), and the activation ``"linear"`` or ``"relu"``.
+    ``b`` the read-out (seeds, outputs, width), and the activation ``"linear"``, ``"relu"`` or
+    ``"tanh"``. (Equation 1 has the first two.)
 
     Source: equation 1 of the paper; the gate :math:`D^0` follows A, the gate :math:`D^L` follows :math:`W^L`.
     """
@@ -66,8 +67,8 @@ def mlp(
     """Draw ``seeds`` independent networks in float64 from one weight law.
 
     ``law`` is ``initialization.he``, ``xavier``, ``lecun`` or ``orthogonal``, called with each matrix's fan-in and
-    fan-out. The activation is ``"linear"`` or ``"relu"``. Weights are drawn where the generator lives, so that a seed
-    means the same everywhere, and then moved to the device.
+    fan-out. The activation is ``"linear"``, ``"relu"`` or ``"tanh"``. Weights are drawn where the generator lives, so
+    that a seed means the same everywhere, and then moved to the device.
 
     Raises ValueError if a size is not positive or the activation is unknown.
 
