@@ -10,7 +10,7 @@ import torch
 from scipy import special, stats
 from scipy.integrate import solve_ivp
 
-from vclib import chain, curvature, escape, initialization, networks
+from vclib import chain, curvature, escape, initialization, moments, networks, normlaw
 from vclib.initialization import WeightLaw, he
 from vclib.networks import MLP, mlp
 
@@ -179,6 +179,71 @@ def blocks():
     h = curvature.hessian(net, x, y).abs()
     own = (h[:, :4, :4].mean(dim=(1, 2)) + h[:, 4:, 4:].mean(dim=(1, 2))) / 2
     torch.testing.assert_close(curvature.magnitudes(net, x, y, columns=8).diagonal, own)
+
+
+def gates():
+    signs = {"z2": 4, "z4": 2}  # of (+-1, +-1): the number of open gates is 0, 1 or 2
+    assert moments.after_gate(**signs, p=Q(1, 2)) == (Q(1, 2) * 1 + Q(1, 4) * 4, 1)
+
+
+def matrices():
+    # weights +-2 and x = (1, 1): entries of Wx are 0 half of the time, else +-4
+    assert moments.after_matrix(4, 2, width=2, sigma2=4, kappa=1) == (Q(1, 2) * 16**2 + Q(1, 4) * 32**2, 256)
+
+
+def recursion():
+    x, law = (Q(7), Q(4)), {"width": 3, "kappa": Q(9, 5), "p": Q(1, 2)}
+    layer = moments.after_matrix(*moments.after_gate(*x, p=law["p"]), width=3, sigma2=1, kappa=law["kappa"])
+    assert tuple(Q(3, 4) * moments.recursion_matrix(**law) @ x) == layer
+    assert moments.fourth_moments(1, sigma2=1, z2=x[0], z4=x[1], **law) == layer
+
+
+def norm_law():
+    law = normlaw._Law(2, False, 0.0)  # exponential variables; a fresh one, as those of _law are kept
+    for t in (0.2, 5.0):
+        np.testing.assert_allclose(law.cdf(np.log(t) - law.mean, 1), -np.expm1(-t), rtol=1e-12)
+        two = 1 - 2 * t**0.5 * special.k1(2 * t**0.5)
+        np.testing.assert_allclose(law.cdf(np.log(t) - 2 * law.mean, 2), two, rtol=1e-12)
+
+
+def lyapunov():
+    np.testing.assert_allclose(normlaw.lyapunov_exponent(2, sigma2=0.5), -np.euler_gamma, rtol=1e-13)
+    alive = (2 * special.psi(0.5) + special.psi(1)) / 3 + np.log(3)
+    np.testing.assert_allclose(normlaw.lyapunov_exponent(2, sigma2=1.5, relu=True), alive, rtol=1e-13)
+
+
+def death():
+    assert normlaw.death_probability(2, 3) == 1 - 0.75**3
+    np.testing.assert_allclose(normlaw.death_probability(60, 3), 3 * 2.0**-60, rtol=1e-13)
+
+
+def norm_samples():
+    for relu in (False, True):
+        drawn = normlaw.sample(1, 1, sigma2=1.0, relu=relu, size=4000, rng=np.random.default_rng(0))
+        alive = drawn[drawn > 0]
+        assert abs(len(alive) - 4000 / (1 + relu)) <= 4 * 1000**0.5 * relu
+        assert stats.kstest(alive, stats.chi2(1).cdf).pvalue > 0.01
+
+
+def signals():
+    draws, z = np.random.default_rng(0).standard_normal((3, 2, 2)), np.array([[3.0], [-1.0]])
+    rest = iter(draws[..., None])
+    (batch,) = normlaw.simulate(lambda shape: next(rest), lambda n: z, width=2, depth=3, sigma2=4.0, relu=True, size=1)
+    for w, below, above in zip(draws, batch[:-1], batch[1:], strict=True):
+        np.testing.assert_allclose(above, 2 * w @ np.maximum(below, 0), rtol=1e-12)
+
+
+def contour_with(factor=1.0, right=lambda right: right):
+    """``factor`` multiplies the weight of the first node, ``right`` chooses the line."""
+
+    def mutate(original):
+        def contour(self, depth, side):
+            nodes, weights = original(self, depth, right(side))
+            return nodes, np.append(factor * weights[0], weights[1:])
+
+        return contour
+
+    return mutate
 
 
 def halved_off_diagonal(original):
@@ -441,6 +506,113 @@ MUTANTS = {
         curvature,
         "_column_means",
         lambda f: lambda net, layer, column: f(net, net.depth - 1 - layer, column),
+    ),
+    "gates that open all together": (gates, moments, "after_gate", lambda f: lambda z2, z4, *, p: (p * z2, p * z4)),
+    "gates that open once too often": (gates, moments, "after_gate", lambda f: lambda z2, z4, *, p: f(z2, z4, p=p**2)),
+    "matrices that are always Gaussian": (
+        matrices,
+        moments,
+        "after_matrix",
+        lambda f: lambda x2, x4, **law: f(x2, x4, **(law | {"kappa": 3})),
+    ),
+    "matrices whose variance is not squared": (
+        matrices,
+        moments,
+        "after_matrix",
+        lambda f: lambda x2, x4, *, sigma2, **law: (value / sigma2 for value in f(x2, x4, sigma2=sigma2, **law)),
+    ),
+    "a recursion that acts from the right": (
+        recursion,
+        moments,
+        "recursion_matrix",
+        lambda f: lambda **law: f(**law).T,
+    ),
+    "matrices before gates": (
+        recursion,
+        moments,
+        "fourth_moments",
+        lambda f: lambda depth, *, p, z2, z4, **law: moments.after_gate(*moments.after_matrix(z2, z4, **law), p=p),
+    ),
+    "fourth moments of one layer more": (
+        recursion,
+        moments,
+        "fourth_moments",
+        lambda f: lambda depth, **law: f(depth + 1, **law),
+    ),
+    "a contour whose first node counts twice": (norm_law, normlaw._Law, "contour", contour_with(factor=2)),
+    "a contour on the wrong side of the pole": (
+        norm_law,
+        normlaw._Law,
+        "contour",
+        contour_with(right=lambda right: not right),
+    ),
+    "Stirling's series without a term": (norm_law, normlaw, "BERNOULLI", lambda f: f * (np.arange(len(f)) > 0)),
+    "a recurrence of one step too few": (norm_law, normlaw, "SHIFT", lambda f: 1),
+    "a Lyapunov exponent of the norm, not of its square": (
+        lyapunov,
+        normlaw,
+        "lyapunov_exponent",
+        lambda f: lambda width, **law: f(width, **law) / 2,
+    ),
+    "a Lyapunov exponent that is the logarithm of the mean": (
+        lyapunov,
+        normlaw,
+        "lyapunov_exponent",
+        lambda f: lambda width, *, sigma2, relu=False: np.log(width * sigma2 / (1 + relu)),
+    ),
+    "a Lyapunov exponent of open networks": (
+        lyapunov,
+        normlaw,
+        "lyapunov_exponent",
+        lambda f: lambda width, *, sigma2, relu=False: f(width, sigma2=sigma2),
+    ),
+    "a network that dies in all layers at once": (
+        death,
+        normlaw,
+        "death_probability",
+        lambda f: lambda width, depth: 0.5 ** (width * depth),
+    ),
+    "a death that rounds to never": (
+        death,
+        normlaw,
+        "death_probability",
+        lambda f: lambda width, depth: 1 - (1 - 0.5**width) ** depth,
+    ),
+    "samples of chi-squares that are not halved": (
+        norm_samples,
+        normlaw,
+        "_half_chi_squares",
+        lambda f: lambda *arguments: 2 * f(*arguments),
+    ),
+    "samples whose gates are always open": (
+        norm_samples,
+        normlaw,
+        "_half_chi_squares",
+        lambda f: lambda width, count, relu, rng: f(width, count, False, rng),
+    ),
+    "samples of one layer more than asked": (
+        norm_samples,
+        normlaw,
+        "sample",
+        lambda f: lambda width, depth, **law: f(width, depth + 1, **law),
+    ),
+    "signals of transposed matrices": (
+        signals,
+        normlaw,
+        "simulate",
+        lambda f: lambda draw, z, **law: f(lambda shape: draw(shape).swapaxes(0, 1), z, **law),
+    ),
+    "signals without gates": (
+        signals,
+        normlaw,
+        "simulate",
+        lambda f: lambda draw, z, **law: f(draw, z, **(law | {"relu": False})),
+    ),
+    "weights scaled by the variance": (
+        signals,
+        normlaw,
+        "simulate",
+        lambda f: lambda draw, z, *, sigma2, **law: f(draw, z, sigma2=sigma2**2, **law),
     ),
 }
 

@@ -45,9 +45,7 @@ def after_matrix(x2: Any, x4: Any, *, width: Any, sigma2: Any, kappa: Any) -> tu
     >>> after_matrix(1, 1, width=1, sigma2=2, kappa=5)
     (Fraction(20, 1), Fraction(20, 1))
     """
-    if not _holds(sigma2, lambda value: value > 0):
-        raise ValueError(f"A variance is positive, not {sigma2}.")
-    x2, x4, width, sigma2, kappa = _numbers(x2, x4, _width(width), sigma2, _kurtosis(kappa))
+    x2, x4, width, sigma2, kappa = _numbers(x2, x4, _width(width), _variance(sigma2), _kurtosis(kappa))
     common, excess = width * sigma2**2, (kappa - 3) * x4
     return common * ((width + 2) * x2 + excess), common * (3 * x2 + excess)
 
@@ -91,7 +89,7 @@ def fourth_moments(depth: int, *, width: Any, sigma2: Any, kappa: Any, p: Any, z
     """  # noqa: E501
     if not isinstance(depth, int | np.integer) or depth < 0:
         raise ValueError(f"A depth is an integer from 0 on, not {depth!r}.")
-    z2, z4, width, sigma2, kappa, p = _numbers(z2, z4, _width(width), sigma2, kappa, p)
+    z2, z4, width, sigma2, kappa, p = _numbers(z2, z4, _width(width), _variance(sigma2), _kurtosis(kappa), _gate(p))
     slack = 1 + 1e-12 * (np.asarray(z2).dtype == float)
     if not _holds(z2, z4, width, lambda a, b, d: (b > 0) & (b <= a * slack) & (a <= d * b * slack)):
         raise ValueError(f"No vector of width {width} has z2 = {z2} and z4 = {z4}: z4 <= z2 <= width * z4 must hold.")
@@ -119,9 +117,15 @@ def _holds(*arguments: Any) -> bool:
 
 
 def _width(width: Any) -> Any:
-    if not _holds(width, lambda value: (value >= 1) & (value == np.floor(np.asarray(value, float)))):
+    if not _holds(width, lambda value: (value >= 1) & (value < 1e15) & (value % 1 == 0)):
         raise ValueError(f"A width is a positive integer, not {width}.")
     return width
+
+
+def _variance(sigma2: Any) -> Any:
+    if not _holds(sigma2, lambda value: value > 0):
+        raise ValueError(f"A variance is positive, not {sigma2}.")
+    return sigma2
 
 
 def _kurtosis(kappa: Any) -> Any:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special
 
-BERNOULLI = np.array([1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6])  # B_2, B_4, ..., B_14
+BERNOULLI = np.array([1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730])  # B_2, B_4, ..., B_12
 SHIFT = 16  # beyond this argument, Stirling's series with these numbers is exact to rounding
 
 
@@ -101,6 +101,9 @@ def quantile(
 ) -> np.ndarray:
     r"""Return the value that T stays below with the given probability, or its logarithm; the inverse of :func:`cdf`.
 
+    ReLU: of the networks that are alive. A ``tilt`` weighs networks as in :func:`cdf`. The value underflows to 0 or
+    overflows to infinity where its logarithm does not.
+
     Raises ValueError if a width or depth is not a positive integer, a variance not positive, or a probability not
     between 1e-12 and 1 - 1e-12.
 
@@ -110,7 +113,7 @@ def quantile(
     True
     """
     value = _log_quantile(probability, width, depth, relu, tilt) + np.asarray(depth) * np.log(2 * _variance(sigma2))
-    return value if log else np.exp(value)
+    return value if log else _exp(value)
 
 
 def cdf(
@@ -189,7 +192,7 @@ def sample(
                 with np.errstate(divide="ignore"):
                     part += np.log(product)
                 product.fill(1.0)
-    return result if log else np.exp(result)
+    return result if log else _exp(result)
 
 
 def simulate(
@@ -241,7 +244,7 @@ class _Law:
             raise ValueError(f"A tilt is above {-shapes.min():g} here, not {tilt:g}: the moment is infinite.")
         log_weights = log_weights + special.gammaln(shapes + tilt) - special.gammaln(shapes)
         weights = special.softmax(log_weights)
-        kept = weights > 1e-30
+        kept = weights > 1e-20
         self.shapes, self.weights = shapes[kept] + tilt, weights[kept] / weights[kept].sum()
         digamma = special.psi(self.shapes)
         self.mean = float(self.weights @ digamma)
@@ -252,7 +255,10 @@ class _Law:
         """Return the logarithm of E exp(s X) for the centred factor X; s is complex (nodes,)."""
         grown = _log_gamma_growth(self.shapes, s)
         exponent = grown + self.offsets * s[:, None]
-        return special.log1p((_expm1_minus(exponent) + grown) @ self.weights)
+        near = special.log1p((_expm1_minus(exponent) + grown) @ self.weights)  # exact to rounding near s = 0
+        with np.errstate(divide="ignore"):
+            far = np.log(np.exp(exponent) @ self.weights)  # and far away
+        return np.where(far.real > -0.5, near, far)
 
     @lru_cache(maxsize=64)  # noqa: B019
     def contour(self, depth: int, right: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -275,9 +281,10 @@ class _Law:
 
     def cdf(self, x: float, depth: int) -> float:
         """Return Pr(sum of ``depth`` centred factors <= x)."""
+        x = np.clip(x, -1e15, 1e15)  # infinity times a complex number is not a number
         nodes, weights = self.contour(depth, x >= 0)
         tail = float((weights * np.exp(-nodes * x)).sum().real)
-        return min(max(1 - tail if x >= 0 else -tail, 0.0), 1.0)
+        return min(max(1 - tail if x >= 0 else -tail, 0.0), 1.0) + 0.0  # no -0
 
     @lru_cache(maxsize=4096)  # noqa: B019
     def quantile(self, probability: float, depth: int) -> float:
@@ -322,7 +329,7 @@ def _log_quantile(
 
 
 def _log_gamma_growth(a: np.ndarray, s: np.ndarray) -> np.ndarray:
-    """Return ln G(a + s) - ln G(a) - s psi(a) for the gamma function G, (nodes, shapes), without cancellation."""
+    """Return ln G(a + s) - ln G(a) - s psi(a) for the gamma function G, (nodes, shapes); large terms never cancel."""
     s = s[:, None]
     total = np.zeros((len(s), len(a)), complex)
     for j in range(SHIFT):  # G(a + 1) = a G(a)
@@ -359,18 +366,23 @@ def _near_zero(u: np.ndarray, function: Callable[[np.ndarray], np.ndarray], coef
     return result
 
 
+def _exp(value: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return np.exp(value)
+
+
 def _over(function: Callable[..., float], *arguments: ArrayLike) -> np.ndarray:
     return np.vectorize(function, otypes=[float])(*arguments)[()]
 
 
 def _width(width: Any) -> int:
-    if not (width >= 1 and width == int(width)):
+    if not (1 <= width < 1e15 and width == int(width)):
         raise ValueError(f"A width is a positive integer, not {width}.")
     return int(width)
 
 
 def _depth(depth: Any, least: int = 1) -> int:
-    if not (depth >= least and depth == int(depth)):
+    if not (least <= depth < 1e15 and depth == int(depth)):
         raise ValueError(f"A depth is an integer from {least} on, not {depth}.")
     return int(depth)
 

@@ -111,6 +111,10 @@ class Visit:
     def __exit__(self, *_):
         self.context.close()
 
+    def live(self, values):
+        """What the function behind the one live explorer of the page returns."""
+        return self.page.evaluate("values => Object.values(window.vcLive)[0](values)", values)
+
     def _request(self, request):
         if not request.url.startswith((self.address, "data:", "blob:")):
             self.trouble.append(f"request to another site: {request.url}")
@@ -301,7 +305,6 @@ def test_the_race_in_the_page_is_that_of_vclib(browser, address):
         "Adam, eps = 1e-8": escape.adam(),
         "sign descent": escape.sign_descent(),
     }
-    run = "values => Object.values(window.vcLive)[0](values)"
     with Visit(browser, address, "07-chain-escape.html") as visit:
         for depth, start in ((3, 0.3), (16, 0.8), (24, 0.7), (48, 0.9)):
             for name, rule in rules.items():
@@ -314,11 +317,60 @@ def test_the_race_in_the_page_is_that_of_vclib(browser, address):
                     iterations=3000,
                     threshold=0.01,
                 )
-                shown = visit.page.evaluate(run, {"depth": depth, "start": start, "optimizer": name})
+                shown = visit.live({"depth": depth, "start": start, "optimizer": name})
                 counted = float(path.time)
                 if np.isfinite(counted):
                     assert shown["iterations"] == counted, f"{name}, depth {depth}, start {start}"
                     assert f"{name} takes {counted:.0f} iterations" in shown["text"]
                 else:
                     assert shown["iterations"] is None or shown["iterations"] > 3000
+        assert not visit.trouble, visit.trouble
+
+
+def test_the_moments_in_the_page_are_those_of_vclib(browser, address):
+    """Chapter 9's explorer computes in JavaScript; the exact fractions of vclib must give the same numbers."""
+    from fractions import Fraction
+
+    import numpy as np
+
+    from vclib import moments
+
+    sentence = re.compile(
+        r"Width (\d+), kurtosis (\S+), (?:linear|ReLU), dσ² = (\S+): eigenvalues of Q (\S+) and (\S+)\. "
+        r"A layer multiplies the mean square by (\S+), the fourth moment in the long run by (\S+); "
+        r"after 30 layers the fourth moment is (\S+) times the square of the mean square\."
+    )
+    positions = (
+        (1, 1, "linear", 1), (1, 1, "ReLU", 0.33), (1, 9, "linear", 3), (1, 9, "ReLU", 3), (2, 1, "linear", 3),
+        (2, 9, "ReLU", 0.33), (3, 1.8, "linear", 1.25), (3, 3, "ReLU", 2), (5, 3, "ReLU", 2.5), (10, 6, "linear", 0.8),
+        (100, 1, "linear", 0.33), (100, 1, "ReLU", 3), (100, 3, "ReLU", 2), (100, 9, "linear", 3), (100, 9, "ReLU", 2),
+    )  # fmt: skip
+    with Visit(browser, address, "09-mlp-moments.html") as visit:
+        for width, kappa, gates, variance in positions:
+            shown = visit.live({"width": width, "kappa": kappa, "gates": gates, "variance": variance})
+            total, p = Fraction(str(variance)), Fraction(1, 2 if gates == "ReLU" else 1)
+            law = {"width": width, "kappa": Fraction(str(kappa)), "p": p}
+            lower, upper = np.sort(np.linalg.eigvals(moments.recursion_matrix(**law).astype(float)).real)
+            size = {"sigma2": total / width, "z2": width * (width + 2), "z4": 3 * width}
+            runs = [moments.fourth_moments(k, **law, **size) for k in range(31)]
+            fourth = float(runs[-1][0] / (width * (p * total) ** 30) ** 2)
+            lines = [((p * total) ** k, z2 / size["z2"], z4 / size["z4"]) for k, (z2, z4) in enumerate(runs)]
+            where = f"width {width}, kurtosis {kappa}, {gates}, variance {variance}"
+            counted = [shown[name] for name in ("upper", "lower", "fourth")]
+            assert counted == pytest.approx([upper, lower, fourth], rel=1e-9, abs=1e-9), where
+            np.testing.assert_allclose(
+                np.array(shown["lines"], float).T, np.array(lines, float), rtol=1e-9, err_msg=where
+            )
+            told = sentence.fullmatch(shown["text"])
+            assert told, shown["text"]
+            assert f", {gates}, " in shown["text"]
+            growth = float(p**2 * total**2 / width) * upper
+            expected = [width, kappa, variance, upper, lower, float(p * total), growth, fourth]
+            assert [float(n) for n in told.groups()] == pytest.approx(expected, rel=0.00501, abs=1e-9), where
+        start = visit.live({"width": 3, "kappa": 3, "gates": "ReLU", "variance": 2})["text"]
+        assert start == (
+            "Width 3, kurtosis 3, ReLU, dσ² = 2: eigenvalues of Q 8 and 0. A layer multiplies the mean square by 1, "
+            "the fourth moment in the long run by 2.67; after 30 layers the fourth moment is 1e+13 times the square "
+            "of the mean square."
+        )
         assert not visit.trouble, visit.trouble
