@@ -258,6 +258,11 @@ MUTANTS = {  # chapter, module and function of vclib, factor on its result, the 
     "flow time off by 1e-6": ("07-chain-escape", "escape.gradient_flow_time", 1 + 1e-6, "flow-time"),
     "RMSprop flow off by 1 %": ("07-chain-escape", "escape.rmsprop_flow_time", 1.01, "rmsprop-flow-time"),
     "gradient of the chain doubled": ("08-chain-noise", "chain.gradient", 2, "c2-gradient-size"),
+    "Q off by 1 %": ("09-mlp-moments", "moments.recursion_matrix", 1.01, "q-characteristic"),
+    "kurtosis off by 10 %": ("09-mlp-moments", "moments._kurtosis", 1.1, "lemma-15-pairing"),
+    "median of the norm halved": ("10-mlp-median", "normlaw.median", 0.5, "mallows-inequality"),
+    "sampled norms doubled": ("10-mlp-median", "normlaw.sample", 2, "exact-law-samples"),
+    "one network in ten more dies": ("10-mlp-median", "normlaw.death_probability", 1.1, "death-probability"),
 }
 
 
