@@ -118,7 +118,7 @@ def main():
             with_gaussian_matrices,
             with_chi_squares,
             sizes=(min(matrices, 20_000), 20_000),
-            agree=max(min(matrices, 20_000), 300),
+            agree=min(max(3_200_000 // width**2, 1000), 20_000),
             repetitions=args.repetitions,
         )
     compare(
