@@ -292,13 +292,13 @@ class _Law:
 
     @lru_cache(maxsize=4096)  # noqa: B019
     def quantile(self, probability: float, depth: int) -> float:
-        width = np.sqrt(depth * self.variance)
-        low, high = -width, width
+        deviation = np.sqrt(depth * self.variance)
+        low, high = -deviation, deviation
         while self.cdf(low, depth) > probability:
             low *= 2
         while self.cdf(high, depth) < probability:
             high *= 2
-        return optimize.brentq(lambda x: self.cdf(x, depth) - probability, low, high, xtol=1e-15 * width, rtol=1e-15)
+        return optimize.brentq(lambda x: self.cdf(x, depth) - probability, low, high, xtol=1e-15 * deviation)
 
 
 @lru_cache(maxsize=1024)
