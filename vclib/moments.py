@@ -8,6 +8,7 @@ All functions take integers, Fractions and sympy expressions, which give exact r
 of floats, which broadcast, in float64.
 """
 
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -91,7 +92,7 @@ def fourth_moments(depth: int, *, width: Any, sigma2: Any, kappa: Any, p: Any, z
         raise ValueError(f"A depth is an integer from 0 on, not {depth!r}.")
     z2, z4, width, sigma2, kappa, p = _numbers(z2, z4, _width(width), _variance(sigma2), _kurtosis(kappa), _gate(p))
     slack = 1 + 1e-12 * (np.asarray(z2).dtype == float)
-    if not _holds(z2, z4, width, lambda a, b, d: (b > 0) & (b <= a * slack) & (a <= d * b * slack)):
+    if not _holds(lambda a, b, d: (b > 0) & (b <= a * slack) & (a <= d * b * slack), z2, z4, width):
         raise ValueError(f"No vector of width {width} has z2 = {z2} and z4 = {z4}: z4 <= z2 <= width * z4 must hold.")
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for _ in range(depth):
@@ -108,33 +109,32 @@ def _numbers(*values: Any) -> tuple[Any, ...]:
     return tuple(Fraction(int(value)) if isinstance(value, int | np.integer) else value for value in values)
 
 
-def _holds(*arguments: Any) -> bool:
+def _holds(condition: Callable[..., Any], *values: Any) -> bool:
     """Whether numbers satisfy a condition; symbols are taken at their word."""
-    *values, condition = arguments
     if any(getattr(value, "free_symbols", None) for value in values):
         return True
     return bool(np.all(condition(*(np.asarray(value) if np.ndim(value) else value for value in values))))
 
 
 def _width(width: Any) -> Any:
-    if not _holds(width, lambda value: (value >= 1) & (value < 1e15) & (value % 1 == 0)):
+    if not _holds(lambda value: (value >= 1) & (value < 1e15) & (value % 1 == 0), width):
         raise ValueError(f"A width is a positive integer, not {width}.")
     return width
 
 
 def _variance(sigma2: Any) -> Any:
-    if not _holds(sigma2, lambda value: value > 0):
+    if not _holds(lambda value: value > 0, sigma2):
         raise ValueError(f"A variance is positive, not {sigma2}.")
     return sigma2
 
 
 def _kurtosis(kappa: Any) -> Any:
-    if not _holds(kappa, lambda value: value >= 1):
+    if not _holds(lambda value: value >= 1, kappa):
         raise ValueError(f"A kurtosis is at least 1, not {kappa}.")
     return kappa
 
 
 def _gate(p: Any) -> Any:
-    if not _holds(p, lambda value: (value > 0) & (value <= 1)):
+    if not _holds(lambda value: (value > 0) & (value <= 1), p):
         raise ValueError(f"The share p of open gates is above 0 and at most 1, not {p}.")
     return p
