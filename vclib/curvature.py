@@ -1,21 +1,40 @@
-"""Gradients and Hessian blocks with respect to the hidden matrices, over a batch of seeds."""
+r"""Gradients, Hessian blocks and spectra with respect to the hidden matrices, over a batch of seeds.
 
-from collections.abc import Iterator
+Everything here is exact differentiation written out. One forward and one backward pass give every layer its input
+:math:`h^k`, its gates and the signal :math:`\delta^k` that comes back; products of these are the gradient, the blocks
+of the Hessian, and the Hessian times a vector. All seeds are computed at once, in groups that keep to a budget of
+memory.
+
+The hidden weights :math:`(W^1, \dots, W^L)` are one vector of N = L d² numbers, layer by layer and row by row: index
+``k*d*d + i*d + j`` is the entry (i, j) of :math:`W^{k+1}`.
+
+Networks, data and results are float64, as :func:`vclib.networks.mlp` draws them. Curvature at depth 100 is often
+below 1e-38, where float32 ends; for float32 networks a warning says so when it happens.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
-from .networks import MLP
+from .networks import ACTIVATIONS, MLP, check_targets
 from .runtime import progress
+
+MEMORY = 2**30  # bytes of working memory, unless a function is told otherwise
+EXACT = 4096  # hidden weights up to which `magnitudes` looks at the whole Hessian
+COLUMNS = 64  # columns that it draws above
+DENSE = 256  # hidden weights up to which `extreme_eigenvalues` uses the whole Hessian
 
 
 @dataclass(frozen=True)
 class Magnitudes:
-    """What :func:`magnitudes` measures, one number a seed: all of shape (seeds,), float64, on the processor.
+    """What :func:`magnitudes` measures, one number a seed: all of shape (seeds,), on the processor.
 
     ``gradient`` is the mean over layers of the Frobenius norm of a layer's gradient, ``diagonal`` the mean absolute
     entry of the diagonal blocks, ``off_diagonal`` that of the other blocks (NaN at depth 1); the errors are standard
-    errors from sampling columns, 0 when every column was computed.
+    errors from sampling columns, 0 when the whole Hessian was computed.
     """
 
     gradient: torch.Tensor
@@ -25,110 +44,580 @@ class Magnitudes:
     off_diagonal_error: torch.Tensor
 
 
+@dataclass(frozen=True)
+class SpectralDensity:
+    r"""The density of eigenvalues :math:`\frac1m\sum_{i,j}\omega_{ij}\,\delta(\lambda - \theta_{ij})`, from m probes.
+
+    ``nodes`` are the :math:`\theta` and ``weights`` the :math:`\omega`, both (seeds, probes, steps); the weights of a
+    probe add up to one. Their mean over the probes has the moments of the spectrum in expectation.
+    """
+
+    nodes: torch.Tensor
+    weights: torch.Tensor
+
+
 def gradient_norms(net: MLP, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     r"""Return :math:`\|\partial\mathcal L/\partial W^k\|_F` for every seed and layer.
 
-    Data ``x`` are (n, inputs) and ``y`` (n, outputs); the result is (seeds, L), float64.
+    Data ``x`` are (n, inputs) and ``y`` (n, outputs); the result is (seeds, L). Raises ValueError if their shapes do
+    not fit the networks.
 
-    Source: equation 56 of the paper, by automatic differentiation.
+    Source: equation 56 of the paper, with the gate that it lacks.
 
     >>> gradient_norms(*_example()).shape
     torch.Size([2, 3])
     """
-    return _norms(_gradients(net, x, y)[1])
+    return _norms(_Pass(net, x, y))
 
 
-def hessian_columns(net: MLP, x: torch.Tensor, y: torch.Tensor, columns: list[int]) -> torch.Tensor:
-    r"""Return exact columns of the Hessian in the hidden weights :math:`(W^1, \dots, W^L)`, flattened row by row.
+def hessian_vector_products(
+    net: MLP, x: torch.Tensor, y: torch.Tensor, vectors: torch.Tensor, *, memory: int = MEMORY
+) -> torch.Tensor:
+    r"""Return :math:`Hv` for m vectors of every seed; both are (seeds, m, L d²).
 
-    Index ``k*d*d + i*d + j`` is the entry (i, j) of :math:`W^{k+1}`; one outside 0 ... L d² - 1 raises IndexError.
-    The result is (columns, seeds, L d²), float64.
+    A product costs six matrix products a layer: the derivative of the forward and of the backward pass in the
+    direction :math:`v`. ``memory`` is the budget in bytes for working arrays; vectors are taken in groups that fit it,
+    at least one.
 
-    Source: Pearlmutter (1994): a column is the gradient of one entry of the gradient.
+    Raises ValueError if the vectors have another shape.
+
+    Source: Pearlmutter (1994).
+
+    >>> net, x, y = _example()
+    >>> v = torch.ones(2, 1, 12, dtype=torch.float64)
+    >>> bool(torch.allclose(hessian_vector_products(net, x, y, v)[:, 0], hessian(net, x, y).sum(dim=2)))
+    True
+    """
+    return _product(_Pass(net, x, y), vectors, memory)
+
+
+def hessian_columns(
+    net: MLP, x: torch.Tensor, y: torch.Tensor, columns: list[int], *, memory: int = MEMORY
+) -> torch.Tensor:
+    """Return exact columns of the Hessian, (columns, seeds, L d²), in the order in which they are named.
+
+    ``memory`` is as in :func:`hessian_vector_products`. Raises IndexError if no column is named or one is outside
+    0 ... L d² - 1.
 
     >>> hessian_columns(*_example(), [0, 11]).shape
     torch.Size([2, 2, 12])
     """
-    return torch.stack(list(_columns(net, *_gradients(net, x, y, create_graph=True), columns)))
+    found = list(_columns(_Pass(net, x, y), columns, memory))
+    order = torch.tensor([column for names, _ in found for column in names])
+    values = torch.cat([part for _, part in found], dim=1).movedim(1, 0)
+    place = {int(column): i for i, column in enumerate(order)}
+    return values[[place[int(column)] for column in columns]]
 
 
-def hessian(net: MLP, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def hessian_block(net: MLP, x: torch.Tensor, y: torch.Tensor, k: int, l: int) -> torch.Tensor:  # noqa: E741
+    r"""Return the block of second derivatives by the entries of :math:`W^k` and :math:`W^l`, (seeds, d², d²).
+
+    Rows belong to layer k and columns to layer l, both counted from 1 to L. For k < l and one sample it is
+
+    .. math:: {B^k}^\top B^l \otimes h^k {h^l}^\top
+              + \big[(\delta^l)_i\, (M^{lk})_{jp}\, (h^k)_q\big]_{pq,ij},
+
+    with :math:`B^k = B D^L W^L \cdots W^{k+1} D^k`, :math:`M^{lk} = D^{l-1} W^{l-1} \cdots W^{k+1} D^k` and
+    :math:`\delta^l = {B^l}^\top (F - y)`; for k = l the second part is absent. With tanh, by Hessian-vector products.
+
+    Raises IndexError if a layer is outside 1 ... L.
+
+    Source: equations 75 and 76 of the paper, with the gate that they lack.
+
+    >>> bool(torch.equal(hessian_block(*_example(), 1, 3), hessian(*_example())[:, :4, 8:]))
+    True
+    """
+    if not (1 <= k <= net.depth and 1 <= l <= net.depth):
+        raise IndexError(f"Layers are counted from 1 to {net.depth}; there is no block ({k}, {l}).")
+    if k > l:
+        return hessian_block(net, x, y, l, k).mT
+    size = net.width**2
+    if net.activation == "tanh":
+        columns = hessian_columns(net, x, y, list(range((l - 1) * size, l * size)))
+        return columns.movedim(0, 2)[:, (k - 1) * size : k * size]
+    state, ks = _Pass(net, x, y), range(k - 1, k)
+    *_, between = _between(state, ks, l - 1)
+    return _matrix(_block(state, _read_outs(state), ks, l - 1, between))[:, 0]
+
+
+def hessian(net: MLP, x: torch.Tensor, y: torch.Tensor, *, memory: int = MEMORY) -> torch.Tensor:
     """Return the whole Hessian of every seed, (seeds, L d², L d²): for small networks.
 
-    The order of the weights is that of :func:`hessian_columns`.
+    Raises ValueError if it is larger than ``memory`` bytes.
 
     >>> h = hessian(*_example())
     >>> bool(torch.allclose(h, h.mT))
     True
     """
-    return hessian_columns(net, x, y, list(range(net.depth * net.width**2))).movedim(0, 2)
+    seeds, total, size = len(net.a), net.depth * net.width**2, net.width**2
+    needed = seeds * total**2 * net.a.element_size()
+    if needed > memory:
+        raise ValueError(
+            f"The whole Hessian of {seeds} networks with {total} weights takes {needed / 2**30:.1f} GiB, the budget is "
+            f"{memory / 2**30:.1f} GiB; take fewer seeds, raise memory, or ask for columns, blocks or magnitudes."
+        )
+    state = _Pass(net, x, y)
+    result = net.a.new_empty(seeds, total, total)
+    if net.activation == "tanh":
+        for names, part in _columns(state, list(range(total)), memory):
+            result[:, names[0] : names[-1] + 1] = part
+        return result
+    tiles = result.unflatten(2, (net.depth, size)).unflatten(1, (net.depth, size))
+    for ks, l, block in _all_blocks(state, memory):  # noqa: E741
+        part = _matrix(block)
+        tiles[:, ks.start : ks.stop, :, l] = part
+        tiles[:, l, :, ks.start : ks.stop] = part.permute(0, 3, 1, 2)
+    return result
 
 
 def magnitudes(
-    net: MLP, x: torch.Tensor, y: torch.Tensor, *, columns: int, generator: torch.Generator | None = None
+    net: MLP,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    columns: int | None = None,
+    generator: torch.Generator | None = None,
+    memory: int = MEMORY,
 ) -> Magnitudes:
     r"""Measure gradient norms and mean absolute entries of diagonal and off-diagonal Hessian blocks.
 
     A random column of the Hessian holds :math:`d^2` entries of one diagonal block and :math:`(L-1)d^2` entries of
     off-diagonal blocks, so the mean over uniformly drawn columns is an unbiased estimate of the mean over all.
 
-    ``columns`` says how many to draw, without replacement; all are taken when there are no more than that, and then no
-    ``generator`` is needed. Networks and data are as in :func:`gradient_norms`.
+    ``columns`` says how many to draw, without replacement and the same for all seeds; the whole Hessian is used when
+    there are no more than that, and then no ``generator`` is needed. Without ``columns``, the whole Hessian is used up
+    to 4,096 hidden weights and 64 columns are drawn above. Seeds and columns are taken in groups that fit ``memory``
+    bytes of working arrays, at least one.
 
     Raises ValueError if ``columns`` is below 1, or below 2 when columns are drawn (no standard error), or no
     generator is given.
 
     Source: Figures 1, 4, 13 and 15 of the paper plot these means.
 
-    >>> magnitudes(*_example(), columns=12).diagonal.shape
+    >>> magnitudes(*_example()).diagonal.shape
     torch.Size([2])
     """
-    total, size = net.depth * net.width**2, net.width**2
+    total = net.depth * net.width**2
+    columns = (total if total <= EXACT else COLUMNS) if columns is None else columns
     if columns < 1 or (1 == columns < total):
         raise ValueError(f"At least 2 columns are needed for a standard error, not {columns}.")
     if columns < total and generator is None:
         raise ValueError("Drawing columns at random needs a generator; pass a torch.Generator.")
     drawn = torch.randperm(total, generator=generator)[:columns].tolist() if columns < total else list(range(total))
-    hidden, gradients = _gradients(net, x, y, create_graph=True)
-    pairs = zip(drawn, _columns(net, hidden, gradients, drawn), strict=True)
-    sums = [_column_means(net, column // size, h) for column, h in pairs]
-    diagonal, off = (torch.stack(part) for part in zip(*sums, strict=True))
-    share = 1 - len(drawn) / total  # finite-population correction: no error when every column was computed
-    error = [
-        part.std(dim=0) * (share / len(drawn)) ** 0.5 if len(drawn) > 1 else torch.zeros_like(part[0])
-        for part in (diagonal, off)
-    ]
-    means = _norms(gradients).mean(dim=1), diagonal.mean(dim=0), off.mean(dim=0)
-    return Magnitudes(*(part.detach().cpu() for part in (*means, *error)))
+    whole = columns >= total and net.activation != "tanh"
+
+    def measure(state: "_Pass") -> tuple[torch.Tensor, ...]:
+        means = _whole_means(state, memory) if whole else _column_means(state, drawn, memory)
+        return _norms(state).mean(dim=1).cpu(), *(mean.cpu() for mean in means)
+
+    return Magnitudes(*_over_seeds(measure, net, x, y, memory))
 
 
-def _norms(gradients: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    return torch.stack([gradient.norm(dim=(1, 2)) for gradient in gradients], dim=1)
+def extreme_eigenvalues(
+    net: MLP,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    count: int = 3,
+    generator: torch.Generator,
+    tolerance: float = 1e-6,
+    most: int = 200,
+    memory: int = MEMORY,
+) -> torch.Tensor:
+    r"""Return the ``count`` largest and ``count`` smallest eigenvalues of every seed, (seeds, 2 count), largest first.
+
+    Block Lanczos on Hessian-vector products with full reorthogonalisation, in blocks of ``count`` vectors, so that an
+    eigenvalue of multiplicity up to ``count`` appears as often as it should. It stops when every wanted pair has a
+    residual :math:`\|Hv - \theta v\| \le` ``tolerance`` :math:`\cdot \max|\theta|`. An eigenvalue then lies that
+    close to :math:`\theta`; when it is well separated, the error is of the order of the square. Up to 256 weights,
+    the whole Hessian is used.
+
+    Raises ValueError if there are fewer than 2 count eigenvalues or ``tolerance`` is not positive, and RuntimeError
+    if ``most`` steps, or as many as fit ``memory`` bytes, do not reach the tolerance.
+
+    Source: Golub and Underwood (1977); Figure 12 of the paper.
+
+    >>> extreme_eigenvalues(*_example(), count=1, generator=torch.Generator().manual_seed(0)).shape
+    torch.Size([2, 2])
+    """
+    total = net.depth * net.width**2
+    if not 1 <= count <= total // 2:
+        raise ValueError(f"A Hessian with {total} eigenvalues has 1 to {total // 2} at either end, not {count}.")
+    if not tolerance > 0:
+        raise ValueError(f"The tolerance is a positive number, not {tolerance!r}.")
+    wanted = [*range(-1, -1 - count, -1), *range(count - 1, -1, -1)]  # places in ascending order
+    if total <= DENSE:
+        return torch.linalg.eigvalsh(hessian(net, x, y, memory=memory))[:, wanted]
+    steps = min(most, total // count, memory // (net.a.element_size() * total * count))
+
+    def done(values: torch.Tensor, residuals: torch.Tensor) -> bool:
+        bound = tolerance * values.abs().amax(dim=-1, keepdim=True)
+        return values.shape[-1] >= 2 * count and bool((residuals[..., wanted] <= bound).all())
+
+    def measure(state: "_Pass") -> tuple[torch.Tensor, ...]:
+        start = _random(state.net, (1, count, total), generator)
+        values, _, converged = _lanczos(lambda v: _product(state, v, memory), start, steps, done)
+        if not converged:
+            raise RuntimeError(
+                f"{steps} steps of Lanczos did not find {count} eigenvalues at either end to {tolerance:g}; allow a "
+                "larger tolerance, more steps (most) or more memory."
+            )
+        return (values[:, 0, wanted],)
+
+    return _over_seeds(measure, net, x, y, memory, numbers=min(steps, 50) * total * count)[0]
 
 
-def _columns(net: MLP, hidden: tuple, gradients: tuple, columns: list[int]) -> Iterator[torch.Tensor]:
-    """Yield columns (seeds, L d²) one by one, so that memory stays flat; see hessian_columns."""
-    size = net.width**2
-    if not columns or min(columns) < 0 or max(columns) >= net.depth * size:
-        raise IndexError(f"Name at least one column, from 0 to {net.depth * size - 1}, not {columns}.")
-    for column in progress(columns, "Hessian columns"):
-        target = gradients[column // size].flatten(1)[:, column % size].sum()
-        parts = torch.autograd.grad(target, hidden, retain_graph=True, materialize_grads=True)
-        yield torch.cat([part.flatten(1) for part in parts], dim=1)
+def spectral_density(
+    net: MLP,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    probes: int = 8,
+    steps: int = 64,
+    generator: torch.Generator,
+    memory: int = MEMORY,
+) -> SpectralDensity:
+    r"""Estimate the density of all eigenvalues by stochastic Lanczos quadrature, for every seed.
+
+    For a random unit vector q, :math:`q^\top f(H) q` has the mean :math:`\frac1N\operatorname{tr} f(H)`, and
+    ``steps`` steps of Lanczos from q give its Gauss quadrature, exact for polynomials f of degree below 2 steps. The
+    eigenvalues :math:`\theta_j` of the tridiagonal matrix are the nodes, the squared first entries of its
+    eigenvectors the weights. Probes and seeds are taken in groups that fit ``memory`` bytes, at least one.
+
+    Raises ValueError if ``probes`` or ``steps`` is below 1, or ``steps`` is above L d².
+
+    Source: Ubaru, Chen and Saad (2017).
+
+    >>> density = spectral_density(*_example(), probes=4, steps=5, generator=torch.Generator().manual_seed(0))
+    >>> density.nodes.shape
+    torch.Size([2, 4, 5])
+    """
+    total = net.depth * net.width**2
+    if probes < 1 or not 1 <= steps <= total:
+        raise ValueError(f"Take at least 1 probe and 1 to {total} steps, not {probes} and {steps}.")
+
+    def measure(state: "_Pass") -> tuple[torch.Tensor, ...]:
+        start = _random(state.net, (probes, 1, total), generator)
+        together = max(1, memory // (start.element_size() * steps * total * len(start)))
+        parts = [_lanczos(lambda v: _product(state, v, memory), part, steps) for part in start.split(together, dim=1)]
+        return torch.cat([p[0] for p in parts], dim=1), torch.cat([p[1][..., 0, :].square() for p in parts], dim=1)
+
+    return SpectralDensity(*_over_seeds(measure, net, x, y, memory, numbers=steps * total))
 
 
-def _column_means(net: MLP, layer: int, column: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean |entry| of a column's part in its own layer, and in the others (NaN at depth 1); (seeds,) each."""
-    by_layer = column.abs().unflatten(1, (net.depth, -1)).mean(dim=2)
-    own = by_layer[:, layer]
-    return own, (by_layer.sum(dim=1) - own) / (net.depth - 1) if net.depth > 1 else torch.full_like(own, torch.nan)
+# ---- one forward and one backward pass, and the Hessian times vectors
 
 
-def _gradients(net: MLP, x: torch.Tensor, y: torch.Tensor, *, create_graph: bool = False):
-    """The hidden matrices as leaves, and the gradients in them of the losses of all seeds."""
-    hidden = tuple(w.detach().requires_grad_() for w in net.hidden)
-    losses = MLP(net.a, hidden, net.b, net.activation).losses(x, y)
-    return hidden, torch.autograd.grad(losses.sum(), hidden, create_graph=create_graph)
+class _Pass:
+    r"""What one forward and one backward pass leave behind; tensors are (seeds, units, samples).
+
+    ``h[k]`` enters :math:`W^{k+1}`, ``gates[k]`` is :math:`\phi'` of what comes out (None: all one), ``delta[k]`` the
+    derivative of n times the loss by it, and ``bend[k]`` what the second derivative of the activation adds (None: 0).
+    """
+
+    def __init__(self, net: MLP, x: torch.Tensor, y: torch.Tensor) -> None:
+        check_targets(net, x, y)
+        self.net, self.samples = net, len(x)
+        z, targets = net.a @ x.T.to(net.a), y.T.to(net.a)
+        if net.activation == "linear" and len(x) > net.width:
+            # Only Z Z^T and Y Z^T enter the derivatives: with Z^T = Q R, the d samples R^T and Y Q have the same.
+            q, r = torch.linalg.qr(z.mT)
+            z, targets = r.mT, targets @ q
+        phi = ACTIVATIONS[net.activation]
+        self.h, self.gates = [phi(z)], []
+        for w in net.hidden:
+            a = w @ self.h[-1]
+            self.h.append(phi(a))
+            self.gates.append(_slope(net.activation, a, self.h[-1]))
+        self.delta, self.bend = [], []
+        signal = net.b.mT @ (net.b @ self.h[-1] - targets)
+        for w, h, gate in zip(net.hidden[::-1], self.h[:0:-1], self.gates[::-1], strict=True):
+            self.bend.append(-2 * h * gate * signal if net.activation == "tanh" else None)
+            self.delta.append(_gated(gate, signal))
+            signal = w.mT @ self.delta[-1]
+        self.delta.reverse()
+        self.bend.reverse()
+        if net.a.dtype == torch.float32:
+            _warn_of_underflow(net, x, y)
+
+
+def _slope(activation: str, a: torch.Tensor, h: torch.Tensor) -> torch.Tensor | None:
+    if activation == "linear":
+        return None
+    return (a > 0).to(a) if activation == "relu" else 1 - h * h
+
+
+def _gated(gate: torch.Tensor | None, signal: torch.Tensor) -> torch.Tensor:
+    """Multiply (seeds, d, n) or (seeds, d, m, n) by the gates."""
+    if gate is None:
+        return signal
+    return signal * (gate if signal.ndim == 3 else gate[:, :, None])
+
+
+def _norms(state: _Pass) -> torch.Tensor:
+    pairs = zip(state.delta, state.h[:-1], strict=True)
+    return torch.stack([(delta @ h.mT).norm(dim=(1, 2)) for delta, h in pairs], dim=1) / state.samples
+
+
+def _directional(state: _Pass, layers: list[tuple[slice, torch.Tensor]]) -> torch.Tensor:
+    r"""Return H V for m directions V, (seeds, L, d, m, d), directions last but one.
+
+    For every layer, ``layers`` says which directions have a part there, and that part, (seeds, d, their number, d).
+    With dots for derivatives in the direction V: going up, :math:`\dot a = W\dot h + Vh` and
+    :math:`\dot h = \phi' \dot a`; coming down, :math:`\dot\delta = \phi'\,\dot g + \phi''\,\dot a\,g` with
+    :math:`g = W^\top\delta` from above and :math:`\dot g = W^\top\dot\delta + V^\top\delta`. The product is
+    :math:`\dot\delta\, h^\top + \delta\, \dot h^\top`, summed over samples.
+    """
+    net = state.net
+    seeds, d, n = state.h[0].shape
+    m = max(part.stop for part, _ in layers)
+    result = net.a.new_empty(seeds, net.depth, d, m, d)
+    dot, bent = net.a.new_zeros(seeds, d, m, n), []
+    for k, (part, v) in enumerate(layers):
+        result[:, k] = (dot.view(seeds, d * m, n) @ state.delta[k].mT).view(seeds, d, m, d).transpose(1, 3)
+        dot = (net.hidden[k] @ dot.view(seeds, d, m * n)).view(seeds, d, m, n)
+        dot[:, :, part] += (v.flatten(1, 2) @ state.h[k]).view(seeds, d, -1, n)
+        bent.append(None if state.bend[k] is None else state.bend[k][:, :, None] * dot)
+        dot = _gated(state.gates[k], dot)
+    dot = (net.b.mT @ (net.b @ dot.view(seeds, d, m * n))).view(seeds, d, m, n)
+    for k, (part, v) in reversed(list(enumerate(layers))):
+        dot = _gated(state.gates[k], dot)
+        if bent[k] is not None:
+            dot += bent[k]
+        result[:, k] += (dot.view(seeds, d * m, n) @ state.h[k].mT).view(seeds, d, m, d)
+        dot = (net.hidden[k].mT @ dot.view(seeds, d, m * n)).view(seeds, d, m, n)
+        dot[:, :, part] += (v.transpose(1, 3).flatten(1, 2) @ state.delta[k]).view(seeds, d, -1, n)
+    return result / state.samples
+
+
+def _together(state: _Pass, memory: int) -> int:
+    """How many directions fit the budget: three signals, and the vector three times; with tanh, a signal a layer."""
+    seeds, d, n = state.h[0].shape
+    signals = 3 + (state.net.depth if state.net.activation == "tanh" else 0)
+    numbers = seeds * (signals * d * n + 3 * state.net.depth * d * d)
+    return max(1, memory // (numbers * state.net.a.element_size()))
+
+
+def _product(state: _Pass, vectors: torch.Tensor, memory: int) -> torch.Tensor:
+    net = state.net
+    if vectors.ndim != 3 or vectors.shape[::2] != (len(net.a), net.depth * net.width**2):
+        raise ValueError(
+            f"Vectors for these networks have shape ({len(net.a)}, m, {net.depth * net.width**2}), "
+            f"not {tuple(vectors.shape)}."
+        )
+    parts = []
+    for group in vectors.to(net.a).split(_together(state, memory), dim=1):
+        v = group.unflatten(2, (net.depth, net.width, net.width)).permute(2, 0, 3, 1, 4)
+        product = _directional(state, [(slice(0, group.shape[1]), part) for part in v])
+        parts.append(product.permute(0, 3, 1, 2, 4).flatten(2))
+    return torch.cat(parts, dim=1)
+
+
+def _columns(state: _Pass, columns: list[int], memory: int) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Yield groups of columns, in ascending order: their numbers, and (seeds, columns, L d²)."""
+    net, d = state.net, state.net.width
+    if not columns or min(columns) < 0 or max(columns) >= net.depth * d * d:
+        raise IndexError(f"Name at least one column, from 0 to {net.depth * d * d - 1}, not {columns}.")
+    names, together = sorted(columns), _together(state, memory)
+    groups = [names[i : i + together] for i in range(0, len(names), together)]
+    for group in progress(groups, "Hessian columns"):
+        column = torch.tensor(group)
+        bounds = torch.searchsorted(column, torch.arange(net.depth + 1) * d * d).tolist()
+        units = torch.nn.functional.one_hot(column % (d * d), d * d).to(net.a).view(-1, d, d).transpose(0, 1)
+        parts = [slice(*ends) for ends in pairwise(bounds)]
+        product = _directional(state, [(part, units[:, part].expand(len(net.a), -1, -1, -1)) for part in parts])
+        yield group, product.permute(0, 3, 1, 2, 4).flatten(2)
+
+
+def _column_means(state: _Pass, columns: list[int], memory: int) -> tuple[torch.Tensor, ...]:
+    """Means over columns of the mean |entry| in a column's own layer and in the others, and the standard errors."""
+    depth, size, own, off = state.net.depth, state.net.width**2, [], []
+    for group, values in _columns(state, columns, memory):
+        by_layer = values.abs_().unflatten(2, (depth, size)).mean(dim=3)
+        layer = (torch.tensor(group) // size).to(values.device).expand(len(values), -1)[..., None]
+        own.append(by_layer.gather(2, layer)[..., 0])
+        off.append((by_layer.sum(dim=2) - own[-1]) / (depth - 1) if depth > 1 else own[-1] * torch.nan)
+    means = [torch.cat(part, dim=1) for part in (own, off)]
+    share = 1 - len(columns) / (depth * size)  # finite-population correction: no error when every column was computed
+    spread = (share / len(columns)) ** 0.5
+    errors = [part.std(dim=1) * spread if len(columns) > 1 else torch.zeros_like(part[:, 0]) for part in means]
+    return *(part.mean(dim=1) for part in means), *errors
+
+
+# ---- blocks as Kronecker products: linear and ReLU networks
+
+
+def _between(state: _Pass, ks: range, last: int) -> Iterator[torch.Tensor | None]:
+    r"""Yield, for l = 0 ... last, the :math:`M^{lk}` of equation 76 for all k < l in ``ks``, (seeds, d, k, samples, d).
+
+    A linear network has one for all samples.
+    """
+    net, d = state.net, state.net.width
+    between = None
+    for l in range(last + 1):  # noqa: E741
+        yield between
+        if between is not None:  # one layer further
+            between = (net.hidden[l] @ between.flatten(2)).view(between.shape)
+            if state.gates[l] is not None:
+                between *= state.gates[l][:, :, None, :, None]
+        if l in ks:
+            unit = torch.eye(d).to(net.a)[None, :, None, None].expand(len(net.a), -1, -1, -1, -1)
+            gate = state.gates[l]
+            unit = unit if gate is None else unit * gate[:, :, None, :, None]
+            between = unit if between is None else torch.cat([between, unit], dim=2)
+
+
+def _read_outs(state: _Pass) -> list[torch.Tensor]:
+    r"""The :math:`B^k` of equation 75, (seeds, samples, outputs, d); one for all samples of a linear network."""
+    net, result = state.net, []
+    b = net.b[:, None] if state.gates[-1] is None else net.b[:, None] * state.gates[-1].mT[:, :, None]
+    for k in range(net.depth - 1, -1, -1):
+        result.append(b)
+        if k:
+            b = (b.flatten(1, 2) @ net.hidden[k]).view(b.shape)
+            b = b if state.gates[k - 1] is None else b * state.gates[k - 1].mT[:, :, None]
+    return result[::-1]
+
+
+def _block(state: _Pass, read: list, ks: range, l: int, between: torch.Tensor | None) -> torch.Tensor:  # noqa: E741
+    """The blocks (k, l) for all k <= l in ``ks``, (seeds, k, d, d, d, d) by the indices p, i, q, j of hessian_block.
+
+    ``between`` holds the M of those k that are below l.
+    """
+    seeds, d, _ = state.h[0].shape
+    below, shape = torch.stack([state.h[k] for k in ks], dim=1), (seeds, len(ks), d, d, d, d)
+    outputs = torch.einsum("akcop,acoi->akcpi", torch.stack([read[k] for k in ks], dim=1), read[l]).flatten(3)
+    blocks = (outputs.mT @ _outer(state, below, state.h[l][:, None])).view(seeds, len(ks), -1, d)  # (piq, j)
+    if between is not None and between.shape[2]:
+        count = between.shape[2]
+        errors = _outer(state, state.delta[l][:, None], below[:, :count])
+        middle = between.permute(0, 2, 3, 1, 4).flatten(3)
+        blocks[:, :count] += (middle.mT @ errors).view(seeds, count, d, -1).mT  # (jp, iq) as (piq, j)
+    return (blocks / state.samples).view(shape)
+
+
+def _matrix(blocks: torch.Tensor) -> torch.Tensor:
+    """From (seeds, k, p, i, q, j) to (seeds, k, d², d²), rows (p, q) and columns (i, j)."""
+    return blocks.transpose(3, 4).flatten(4).flatten(2, 3)
+
+
+def _outer(state: _Pass, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Products of all units of a and b, (seeds, k, samples, d²); of a linear network, their sum over samples."""
+    if state.gates[-1] is None:
+        return (a @ b.mT).flatten(2)[:, :, None]
+    return (a.mT[..., :, None] * b.mT[..., None, :]).flatten(3)
+
+
+def _all_blocks(state: _Pass, memory: int) -> Iterator[tuple[range, int, torch.Tensor]]:
+    """Yield all blocks on and above the diagonal: layers k, layer l, and what :func:`_block` returns."""
+    seeds, d, n = state.h[0].shape
+    together = max(1, memory // (4 * seeds * (d**4 + n * d * d) * state.net.a.element_size()))
+    read, depth = _read_outs(state), state.net.depth
+    for l, between in progress(enumerate(_between(state, range(depth), depth - 1)), "Hessian blocks", total=depth):  # noqa: E741
+        for first in range(0, l + 1, together):
+            ks = range(first, min(first + together, l + 1))
+            part = None if between is None else between[:, :, ks.start : ks.stop]
+            yield ks, l, _block(state, read, ks, l, part)
+
+
+def _whole_means(state: _Pass, memory: int) -> tuple[torch.Tensor, ...]:
+    """Mean |entry| of all diagonal and of all other blocks, and the errors, which are 0."""
+    depth, total = state.net.depth, torch.zeros(2, len(state.net.a)).to(state.net.a)
+    for ks, l, block in _all_blocks(state, memory):  # noqa: E741
+        sums = block.abs_().sum(dim=(2, 3, 4, 5))
+        on = 1 if l in ks else 0
+        total[0] += sums[:, len(ks) - on :].sum(dim=1)
+        total[1] += 2 * sums[:, : len(ks) - on].sum(dim=1)
+    blocks = torch.tensor([[depth], [depth * (depth - 1)]]).to(total)  # at depth 1, the second mean is 0/0: NaN
+    own, off = total / blocks / state.net.width**4
+    return own, off, torch.zeros_like(own), torch.zeros_like(off)
+
+
+# ---- Lanczos, groups of seeds, precision
+
+
+def _lanczos(
+    product: Callable[[torch.Tensor], torch.Tensor],
+    start: torch.Tensor,
+    steps: int,
+    done: Callable[[torch.Tensor, torch.Tensor], bool] = lambda values, residuals: False,
+) -> tuple[torch.Tensor, torch.Tensor, bool]:
+    """Block Lanczos from ``start`` (seeds, runs, b, N), all runs at once; ``product`` maps (seeds, m, N) to the same.
+
+    Returns the eigenvalues (seeds, runs, j) of the projected matrix, ascending, its eigenvectors, and whether ``done``
+    said so before the steps ran out; ``done`` sees the eigenvalues and the residuals.
+    """
+    seeds, runs, b, _ = start.shape
+    q = torch.linalg.qr(start.mT)[0].mT
+    basis, projected = [], start.new_zeros(seeds, runs, 0, 0)
+    for _ in progress(range(steps), "Lanczos"):
+        basis.append(q)
+        w = product(q.flatten(1, 2)).view(q.shape)
+        w, overlap = _orthogonal(w, basis)
+        column = torch.cat(overlap, dim=2)  # (seeds, runs, j, b)
+        j = column.shape[2] - b
+        projected = torch.nn.functional.pad(projected, (0, b, 0, b))
+        projected[..., :, j:] = column
+        projected[..., j:, :] = column.mT
+        q, r = (part.mT for part in torch.linalg.qr(w.mT))  # w = r q
+        if (r.diagonal(dim1=2, dim2=3).abs() <= 1e-10 * projected.abs().amax(dim=(2, 3))[..., None]).any():
+            q = torch.linalg.qr(_orthogonal(q, basis)[0].mT)[0].mT  # the space is exhausted: any new direction
+        values, vectors = torch.linalg.eigh(projected)
+        residuals = (r.mT @ vectors[..., j:, :]).norm(dim=2)
+        if done(values, residuals):
+            return values, vectors, True
+    return values, vectors, False
+
+
+def _orthogonal(w: torch.Tensor, basis: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Remove from w what lies in the basis, twice for the rounding; and how much of each block that was."""
+    overlaps = []
+    for _ in range(2):
+        overlaps.append([q @ w.mT for q in basis])
+        for q, overlap in zip(basis, overlaps[-1], strict=True):
+            w = w - overlap.mT @ q
+    return w, overlaps[0]
+
+
+def _random(net: MLP, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Gaussian numbers, drawn seed after seed, so that groups do not change them."""
+    options = {"generator": generator, "dtype": net.a.dtype, "device": generator.device}
+    return torch.stack([torch.randn(shape, **options) for _ in net.a]).to(net.a.device)
+
+
+def _over_seeds(
+    measure: Callable[[_Pass], tuple[torch.Tensor, ...]],
+    net: MLP,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    memory: int,
+    numbers: int = 0,
+) -> tuple[torch.Tensor, ...]:
+    """Measure groups of seeds that fit half the budget, at ``numbers`` numbers a seed, and put them together."""
+    each = numbers + 3 * (net.depth + 2) * net.width * (len(x) + net.width)
+    together = max(1, memory // (2 * net.a.element_size() * each))
+    parts = []
+    for first in range(0, len(net.a), together):
+        chosen = slice(first, first + together)
+        group = MLP(net.a[chosen], tuple(w[chosen] for w in net.hidden), net.b[chosen], net.activation)
+        parts.append(measure(_Pass(group, x, y)))
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+def _warn_of_underflow(net: MLP, x: torch.Tensor, y: torch.Tensor) -> None:
+    double = MLP(net.a.double(), tuple(w.double() for w in net.hidden), net.b.double(), net.activation)
+    state = _Pass(double, x, y)
+    sizes = []
+    for read, h in zip(_read_outs(state), state.h[:-1], strict=True):
+        sizes.append(read.square().mean(dim=(1, 2, 3)) * h.square().mean(dim=(1, 2)))
+    smallest = torch.stack(sizes)
+    smallest = smallest[smallest > 0]
+    if smallest.numel() and smallest.min() < torch.finfo(torch.float32).tiny:
+        warnings.warn(
+            f"Entries of the Hessian are about {smallest.min():.0e}, and float32 ends at 1e-38: they are lost. "
+            "Use float64.",
+            stacklevel=4,
+        )
 
 
 def _example() -> tuple[MLP, torch.Tensor, torch.Tensor]:

@@ -47,9 +47,14 @@ class MLP:
 
     def losses(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         r"""Return :math:`\frac1{2n}\sum_i\|y_i - F(x_i)\|^2` for each seed, (seeds,); ``y`` is (n, outputs)."""
-        if y.shape != (len(x), self.b.shape[1]):
-            raise ValueError(f"Targets for these inputs have shape {(len(x), self.b.shape[1])}, not {tuple(y.shape)}.")
+        check_targets(self, x, y)
         return 0.5 * (y - self(x)).square().sum(dim=(1, 2)) / len(x)
+
+
+def check_targets(net: MLP, x: torch.Tensor, y: torch.Tensor) -> None:
+    """Raise ValueError unless the targets ``y`` are (n, outputs) for n inputs."""
+    if y.shape != (len(x), net.b.shape[1]):
+        raise ValueError(f"Targets for these inputs have shape {(len(x), net.b.shape[1])}, not {tuple(y.shape)}.")
 
 
 def mlp(
