@@ -1,5 +1,6 @@
 """A check can fail: each core formula is broken on purpose, and the small check beside it must turn red."""
 
+from copy import copy
 from dataclasses import replace
 from fractions import Fraction as Q
 
@@ -21,8 +22,8 @@ def rng():
     return torch.Generator().manual_seed(3)
 
 
-def small_net(activation="relu"):
-    net = mlp(depth=2, width=2, inputs=3, outputs=2, law=he, activation=activation, seeds=3, generator=rng())
+def small_net(activation="relu", depth=2):
+    net = mlp(depth=depth, width=2, inputs=3, outputs=2, law=he, activation=activation, seeds=3, generator=rng())
     return net, torch.randn(5, 3, dtype=torch.float64, generator=rng()), torch.ones(5, 2, dtype=torch.float64)
 
 
@@ -159,26 +160,72 @@ def network():
     np.testing.assert_allclose(net(x)[1], (b @ h).T, rtol=1e-12, atol=1e-14)
 
 
-def columns():
-    net, x, y = small_net("linear")
-    step, theta = 1e-3, torch.cat([w.flatten(1) for w in net.hidden], dim=1)
+def mixed_difference(net, x, y, u, v, step=1e-3):
+    """Second differences of the losses along u and v, (N,), for every seed."""
+    theta, sizes = torch.cat([w.flatten(1) for w in net.hidden], dim=1), (net.depth, net.width, net.width)
 
     def losses(i, j):
-        moved = theta.clone()
-        moved[:, 1] += i * step
-        moved[:, 6] += j * step
-        return MLP(net.a, tuple(moved.reshape(3, 2, 2, 2).unbind(1)), net.b, "linear").losses(x, y)
+        moved = (theta + i * step * u + j * step * v).unflatten(1, sizes).unbind(1)
+        return MLP(net.a, tuple(moved), net.b, net.activation).losses(x, y)
 
-    difference = (losses(1, 1) - losses(1, -1) - losses(-1, 1) + losses(-1, -1)) / (4 * step**2)
+    return (losses(1, 1) - losses(1, -1) - losses(-1, 1) + losses(-1, -1)) / (4 * step**2)
+
+
+def columns():
+    net, x, y = small_net("linear")
+    unit = torch.eye(8, dtype=torch.float64)
     column = curvature.hessian_columns(net, x, y, [1])[0]
+    difference = mixed_difference(net, x, y, unit[1], unit[6])
     torch.testing.assert_close(column[:, 6], difference, rtol=1e-5, atol=1e-7)
 
 
+def products():
+    u, v = torch.linspace(-1, 1, 8, dtype=torch.float64), torch.linspace(0.3, -0.9, 8, dtype=torch.float64) ** 2
+    for activation in ("linear", "relu", "tanh"):
+        net, x, y = small_net(activation)
+        value = curvature.hessian_vector_products(net, x, y, v.expand(3, 1, 8))[:, 0] @ u
+        torch.testing.assert_close(value, mixed_difference(net, x, y, u, v), rtol=1e-4, atol=1e-5)
+
+
+def whole():
+    u, v = torch.linspace(-1, 1, 12, dtype=torch.float64), torch.linspace(0.3, -0.9, 12, dtype=torch.float64) ** 2
+    for activation in ("linear", "relu"):
+        net, x, y = small_net(activation, depth=3)
+        value = curvature.hessian(net, x, y) @ v @ u
+        torch.testing.assert_close(value, mixed_difference(net, x, y, u, v), rtol=1e-4, atol=1e-5)
+
+
 def blocks():
-    net, x, y = small_net("linear")
-    h = curvature.hessian(net, x, y).abs()
-    own = (h[:, :4, :4].mean(dim=(1, 2)) + h[:, 4:, 4:].mean(dim=(1, 2))) / 2
-    torch.testing.assert_close(curvature.magnitudes(net, x, y, columns=8).diagonal, own)
+    for activation in ("linear", "tanh"):  # the whole Hessian block by block, and column by column
+        net, x, y = small_net(activation)
+        h = curvature.hessian(net, x, y).abs()
+        own = (h[:, :4, :4].mean(dim=(1, 2)) + h[:, 4:, 4:].mean(dim=(1, 2))) / 2
+        torch.testing.assert_close(curvature.magnitudes(net, x, y, columns=8).diagonal, own)
+
+
+def sampling_error():
+    draw = rng()
+    runs = [curvature.magnitudes(*small_net("linear"), columns=6, generator=draw) for _ in range(150)]
+    spread = torch.stack([run.diagonal for run in runs]).std(dim=0)
+    reported = torch.stack([run.diagonal_error for run in runs]).square().mean(dim=0).sqrt()
+    torch.testing.assert_close(reported, spread, rtol=0.3, atol=0)
+
+
+def extremes():
+    net = mlp(depth=2, width=12, inputs=3, outputs=2, law=he, activation="linear", seeds=2, generator=rng())
+    _, x, y = small_net()
+    exact = torch.linalg.eigvalsh(curvature.hessian(net, x, y))
+    value = curvature.extreme_eigenvalues(net, x, y, count=2, generator=rng())
+    torch.testing.assert_close(value, exact[:, [-1, -2, 1, 0]])
+
+
+def density():
+    net, x, y = small_net("tanh")
+    value = curvature.spectral_density(net, x, y, probes=2, steps=8, generator=rng())
+    q = torch.nn.functional.normalize(curvature._random(net, (2, 8), rng()), dim=2)
+    exact = (q @ curvature.hessian(net, x, y)).square().sum(dim=2)
+    torch.testing.assert_close((value.weights * value.nodes**2).sum(dim=2), exact)
+    torch.testing.assert_close(value.weights.sum(dim=2), torch.ones(3, 2, dtype=torch.float64))
 
 
 def gates():
@@ -357,6 +404,64 @@ def column_of_transposed_layers(original):
     return hessian_columns
 
 
+def always_open(original):
+    def with_gates(state, *arguments):
+        state = copy(state)
+        state.gates = [gate if gate is None else torch.ones_like(gate) for gate in state.gates]
+        return original(state, *arguments)
+
+    return with_gates
+
+
+def product_of_transposed_networks(original):
+    def directional(state, layers):
+        state, net = copy(state), state.net
+        state.net = MLP(net.a, tuple(w.mT for w in net.hidden), net.b, net.activation)
+        return original(state, layers)
+
+    return directional
+
+
+def changed_pass(change):
+    def mutate(original):
+        class Changed(original):
+            def __init__(self, *arguments):
+                super().__init__(*arguments)
+                change(self)
+
+        return Changed
+
+    return mutate
+
+
+def lanczos_with(values=lambda values: values, vectors=lambda vectors: vectors):
+    def mutate(original):
+        def lanczos(*arguments):
+            nodes, eigenvectors, done = original(*arguments)
+            return values(nodes), vectors(eigenvectors), done
+
+        return lanczos
+
+    return mutate
+
+
+def errors_of_infinite_populations(original):
+    def column_means(state, columns, memory):
+        own, off, *errors = original(state, columns, memory)
+        share = 1 - len(columns) / (state.net.depth * state.net.width**2)
+        return own, off, *(error / share**0.5 for error in errors)
+
+    return column_means
+
+
+def means_of_the_other_blocks(original):
+    def means(*arguments):
+        own, off, *errors = original(*arguments)
+        return off, own, *errors
+
+    return means
+
+
 MUTANTS = {
     "a moment of the order two above": (
         moment,
@@ -504,8 +609,60 @@ MUTANTS = {
     "block means of the other layer": (
         blocks,
         curvature,
-        "_column_means",
-        lambda f: lambda net, layer, column: f(net, net.depth - 1 - layer, column),
+        "_all_blocks",
+        lambda f: lambda state, memory: ((ks, 1 - m, block) for ks, m, block in f(state, memory)),
+    ),
+    "column means of the other layers": (blocks, curvature, "_column_means", means_of_the_other_blocks),
+    "products without gates": (products, curvature, "_gated", lambda f: lambda gate, signal: signal),
+    "products of transposed networks": (products, curvature, "_directional", product_of_transposed_networks),
+    "products with transposed directions": (
+        products,
+        curvature,
+        "_directional",
+        lambda f: lambda state, layers: f(state, [(part, v.transpose(1, 3)) for part, v in layers]),
+    ),
+    "a tanh that does not bend": (
+        products,
+        curvature,
+        "_Pass",
+        changed_pass(lambda state: setattr(state, "bend", [None] * state.net.depth)),
+    ),
+    "a tanh whose slope is 1 + h^2": (
+        products,
+        curvature,
+        "_slope",
+        lambda f: lambda activation, a, h: 1 + h * h if activation == "tanh" else f(activation, a, h),
+    ),
+    "a mean over the samples that are left": (
+        whole,
+        curvature,
+        "_Pass",
+        changed_pass(lambda state: setattr(state, "samples", state.h[0].shape[2])),
+    ),
+    "read-outs without gates": (whole, curvature, "_read_outs", always_open),
+    "matrices between two layers without gates": (whole, curvature, "_between", always_open),
+    "blocks without the residual": (
+        whole,
+        curvature,
+        "_block",
+        lambda f: lambda state, read, ks, last, between: f(state, read, ks, last, None),
+    ),
+    "blocks with the residual transposed": (
+        whole,
+        curvature,
+        "_block",
+        lambda f: lambda *start: f(*start[:4], start[4] if start[4] is None else start[4].transpose(1, 4)),
+    ),
+    "errors of infinite populations": (sampling_error, curvature, "_column_means", errors_of_infinite_populations),
+    "extremes one place further in": (extremes, curvature, "_lanczos", lanczos_with(lambda v: v.roll(1, dims=2))),
+    "extremes of the opposite sign": (extremes, curvature, "_lanczos", lanczos_with(torch.neg)),
+    "weights from first columns": (density, curvature, "_lanczos", lanczos_with(vectors=lambda v: v.mT)),
+    "weights that are not squared": (density, curvature, "_lanczos", lanczos_with(vectors=lambda v: v.abs().sqrt())),
+    "a basis that is not orthogonal": (
+        density,
+        curvature,
+        "_orthogonal",
+        lambda f: lambda w, basis: (w, f(w, basis)[1]),
     ),
     "gates that open all together": (gates, moments, "after_gate", lambda f: lambda z2, z4, *, p: (p * z2, p * z4)),
     "gates that open once too often": (gates, moments, "after_gate", lambda f: lambda z2, z4, *, p: f(z2, z4, p=p**2)),

@@ -13,7 +13,7 @@ below 1e-38, where float32 ends; for float32 networks a warning says so when it 
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -22,7 +22,8 @@ import torch
 from .networks import ACTIVATIONS, MLP, check_targets
 from .runtime import progress
 
-MEMORY = 2**30  # bytes of working memory, unless a function is told otherwise
+MEMORY = 2**28  # bytes of working memory, unless a function is told otherwise
+CACHE = 2**25  # bytes of blocks at once on a processor, where more is slower
 EXACT = 4096  # hidden weights up to which `magnitudes` looks at the whole Hessian
 COLUMNS = 64  # columns that it draws above
 DENSE = 256  # hidden weights up to which `extreme_eigenvalues` uses the whole Hessian
@@ -92,7 +93,7 @@ def hessian_vector_products(
 
 
 def hessian_columns(
-    net: MLP, x: torch.Tensor, y: torch.Tensor, columns: list[int], *, memory: int = MEMORY
+    net: MLP, x: torch.Tensor, y: torch.Tensor, columns: Sequence[int], *, memory: int = MEMORY
 ) -> torch.Tensor:
     """Return exact columns of the Hessian, (columns, seeds, L d²), in the order in which they are named.
 
@@ -103,13 +104,11 @@ def hessian_columns(
     torch.Size([2, 2, 12])
     """
     found = list(_columns(_Pass(net, x, y), columns, memory))
-    order = torch.tensor([column for names, _ in found for column in names])
-    values = torch.cat([part for _, part in found], dim=1).movedim(1, 0)
-    place = {int(column): i for i, column in enumerate(order)}
-    return values[[place[int(column)] for column in columns]]
+    place = {column: i for i, column in enumerate(column for group, _ in found for column in group)}
+    return torch.cat([part for _, part in found], dim=1)[:, [place[int(column)] for column in columns]].movedim(1, 0)
 
 
-def hessian_block(net: MLP, x: torch.Tensor, y: torch.Tensor, k: int, l: int) -> torch.Tensor:  # noqa: E741
+def hessian_block(net: MLP, x: torch.Tensor, y: torch.Tensor, k: int, l: int) -> torch.Tensor:
     r"""Return the block of second derivatives by the entries of :math:`W^k` and :math:`W^l`, (seeds, d², d²).
 
     Rows belong to layer k and columns to layer l, both counted from 1 to L. For k < l and one sample it is
@@ -149,25 +148,14 @@ def hessian(net: MLP, x: torch.Tensor, y: torch.Tensor, *, memory: int = MEMORY)
     >>> bool(torch.allclose(h, h.mT))
     True
     """
-    seeds, total, size = len(net.a), net.depth * net.width**2, net.width**2
+    seeds, total = len(net.a), net.depth * net.width**2
     needed = seeds * total**2 * net.a.element_size()
     if needed > memory:
         raise ValueError(
             f"The whole Hessian of {seeds} networks with {total} weights takes {needed / 2**30:.1f} GiB, the budget is "
             f"{memory / 2**30:.1f} GiB; take fewer seeds, raise memory, or ask for columns, blocks or magnitudes."
         )
-    state = _Pass(net, x, y)
-    result = net.a.new_empty(seeds, total, total)
-    if net.activation == "tanh":
-        for names, part in _columns(state, list(range(total)), memory):
-            result[:, names[0] : names[-1] + 1] = part
-        return result
-    tiles = result.unflatten(2, (net.depth, size)).unflatten(1, (net.depth, size))
-    for ks, l, block in _all_blocks(state, memory):  # noqa: E741
-        part = _matrix(block)
-        tiles[:, ks.start : ks.stop, :, l] = part
-        tiles[:, l, :, ks.start : ks.stop] = part.permute(0, 3, 1, 2)
-    return result
+    return _whole(_Pass(net, x, y), memory)
 
 
 def magnitudes(
@@ -203,14 +191,21 @@ def magnitudes(
         raise ValueError(f"At least 2 columns are needed for a standard error, not {columns}.")
     if columns < total and generator is None:
         raise ValueError("Drawing columns at random needs a generator; pass a torch.Generator.")
-    drawn = torch.randperm(total, generator=generator)[:columns].tolist() if columns < total else list(range(total))
+    if columns < total:
+        drawn = torch.randperm(total, generator=generator, device=generator.device)[:columns].tolist()
     whole = columns >= total and net.activation != "tanh"
+    d, n = net.width, len(x)
+    numbers = 8 * (d**4 + n * d**2) + 3 * net.depth * n * d * (d + net.b.shape[1]) if whole else 0
 
     def measure(state: "_Pass") -> tuple[torch.Tensor, ...]:
-        means = _whole_means(state, memory) if whole else _column_means(state, drawn, memory)
+        means = (
+            _whole_means(state, memory)
+            if whole
+            else _column_means(state, drawn if columns < total else range(total), memory)
+        )
         return _norms(state).mean(dim=1).cpu(), *(mean.cpu() for mean in means)
 
-    return Magnitudes(*_over_seeds(measure, net, x, y, memory))
+    return Magnitudes(*_over_seeds(measure, net, x, y, memory, numbers))
 
 
 def extreme_eigenvalues(
@@ -229,8 +224,8 @@ def extreme_eigenvalues(
     Block Lanczos on Hessian-vector products with full reorthogonalisation, in blocks of ``count`` vectors, so that an
     eigenvalue of multiplicity up to ``count`` appears as often as it should. It stops when every wanted pair has a
     residual :math:`\|Hv - \theta v\| \le` ``tolerance`` :math:`\cdot \max|\theta|`. An eigenvalue then lies that
-    close to :math:`\theta`; when it is well separated, the error is of the order of the square. Up to 256 weights,
-    the whole Hessian is used.
+    close to :math:`\theta`; when it is well separated, the error is of the order of the square. Up to 256 weights, or
+    4 count, the whole Hessian is used. Seeds are taken in groups that fit ``memory`` bytes, at least one.
 
     Raises ValueError if there are fewer than 2 count eigenvalues or ``tolerance`` is not positive, and RuntimeError
     if ``most`` steps, or as many as fit ``memory`` bytes, do not reach the tolerance.
@@ -246,17 +241,18 @@ def extreme_eigenvalues(
     if not tolerance > 0:
         raise ValueError(f"The tolerance is a positive number, not {tolerance!r}.")
     wanted = [*range(-1, -1 - count, -1), *range(count - 1, -1, -1)]  # places in ascending order
-    if total <= DENSE:
-        return torch.linalg.eigvalsh(hessian(net, x, y, memory=memory))[:, wanted]
-    steps = min(most, total // count, memory // (net.a.element_size() * total * count))
+    step = total * count  # numbers
 
     def done(values: torch.Tensor, residuals: torch.Tensor) -> bool:
         bound = tolerance * values.abs().amax(dim=-1, keepdim=True)
         return values.shape[-1] >= 2 * count and bool((residuals[..., wanted] <= bound).all())
 
-    def measure(state: "_Pass") -> tuple[torch.Tensor, ...]:
+    def by_lanczos(state: "_Pass") -> tuple[torch.Tensor, ...]:
         start = _random(state.net, (1, count, total), generator)
-        values, _, converged = _lanczos(lambda v: _product(state, v, memory), start, steps, done)
+        steps = min(most, total // count, memory // (start.element_size() * step * len(start)))
+        values, converged = None, False
+        if steps:
+            values, _, converged = _lanczos(lambda v: _product(state, v, memory), start, steps, done)
         if not converged:
             raise RuntimeError(
                 f"{steps} steps of Lanczos did not find {count} eigenvalues at either end to {tolerance:g}; allow a "
@@ -264,7 +260,12 @@ def extreme_eigenvalues(
             )
         return (values[:, 0, wanted],)
 
-    return _over_seeds(measure, net, x, y, memory, numbers=min(steps, 50) * total * count)[0]
+    def at_once(state: "_Pass") -> tuple[torch.Tensor, ...]:
+        return (torch.linalg.eigvalsh(_whole(state, memory))[:, wanted],)
+
+    if total <= max(DENSE, 4 * count):
+        return _over_seeds(at_once, net, x, y, memory, 4 * total**2)[0]
+    return _over_seeds(by_lanczos, net, x, y, memory, min(most, 50) * step)[0]
 
 
 def spectral_density(
@@ -302,7 +303,7 @@ def spectral_density(
         parts = [_lanczos(lambda v: _product(state, v, memory), part, steps) for part in start.split(together, dim=1)]
         return torch.cat([p[0] for p in parts], dim=1), torch.cat([p[1][..., 0, :].square() for p in parts], dim=1)
 
-    return SpectralDensity(*_over_seeds(measure, net, x, y, memory, numbers=steps * total))
+    return SpectralDensity(*_over_seeds(measure, net, x, y, memory, steps * total))
 
 
 # ---- one forward and one backward pass, and the Hessian times vectors
@@ -317,6 +318,7 @@ class _Pass:
 
     def __init__(self, net: MLP, x: torch.Tensor, y: torch.Tensor) -> None:
         check_targets(net, x, y)
+        net = MLP(net.a.detach(), tuple(w.detach() for w in net.hidden), net.b.detach(), net.activation)
         self.net, self.samples = net, len(x)
         z, targets = net.a @ x.T.to(net.a), y.T.to(net.a)
         if net.activation == "linear" and len(x) > net.width:
@@ -355,8 +357,12 @@ def _gated(gate: torch.Tensor | None, signal: torch.Tensor) -> torch.Tensor:
 
 
 def _norms(state: _Pass) -> torch.Tensor:
+    """Frobenius norms of the gradients, (seeds, L); scaled, since squares underflow at half the digits."""
     pairs = zip(state.delta, state.h[:-1], strict=True)
-    return torch.stack([(delta @ h.mT).norm(dim=(1, 2)) for delta, h in pairs], dim=1) / state.samples
+    gradients = torch.stack([delta @ h.mT for delta, h in pairs], dim=1) / state.samples
+    scale = gradients.abs().amax(dim=(2, 3), keepdim=True)
+    scale = torch.where(scale > 0, scale, 1)
+    return (gradients / scale).norm(dim=(2, 3)) * scale[:, :, 0, 0]
 
 
 def _directional(state: _Pass, layers: list[tuple[slice, torch.Tensor]]) -> torch.Tensor:
@@ -413,12 +419,14 @@ def _product(state: _Pass, vectors: torch.Tensor, memory: int) -> torch.Tensor:
     return torch.cat(parts, dim=1)
 
 
-def _columns(state: _Pass, columns: list[int], memory: int) -> Iterator[tuple[list[int], torch.Tensor]]:
+def _columns(state: _Pass, columns: Iterable[int], memory: int) -> Iterator[tuple[list[int], torch.Tensor]]:
     """Yield groups of columns, in ascending order: their numbers, and (seeds, columns, L d²)."""
     net, d = state.net, state.net.width
-    if not columns or min(columns) < 0 or max(columns) >= net.depth * d * d:
-        raise IndexError(f"Name at least one column, from 0 to {net.depth * d * d - 1}, not {columns}.")
-    names, together = sorted(columns), _together(state, memory)
+    names, together = sorted({int(column) for column in columns}), _together(state, memory)
+    wrong = [column for column in names if not 0 <= column < net.depth * d * d]
+    if wrong or not names:
+        found = f"not {wrong[0]}" if wrong else "not none"
+        raise IndexError(f"Name at least one column, from 0 to {net.depth * d * d - 1}, {found}.")
     groups = [names[i : i + together] for i in range(0, len(names), together)]
     for group in progress(groups, "Hessian columns"):
         column = torch.tensor(group)
@@ -429,7 +437,7 @@ def _columns(state: _Pass, columns: list[int], memory: int) -> Iterator[tuple[li
         yield group, product.permute(0, 3, 1, 2, 4).flatten(2)
 
 
-def _column_means(state: _Pass, columns: list[int], memory: int) -> tuple[torch.Tensor, ...]:
+def _column_means(state: _Pass, columns: Sequence[int], memory: int) -> tuple[torch.Tensor, ...]:
     """Means over columns of the mean |entry| in a column's own layer and in the others, and the standard errors."""
     depth, size, own, off = state.net.depth, state.net.width**2, [], []
     for group, values in _columns(state, columns, memory):
@@ -440,7 +448,7 @@ def _column_means(state: _Pass, columns: list[int], memory: int) -> tuple[torch.
     means = [torch.cat(part, dim=1) for part in (own, off)]
     share = 1 - len(columns) / (depth * size)  # finite-population correction: no error when every column was computed
     spread = (share / len(columns)) ** 0.5
-    errors = [part.std(dim=1) * spread if len(columns) > 1 else torch.zeros_like(part[:, 0]) for part in means]
+    errors = [part.std(dim=1) * spread if share else torch.zeros_like(part[:, 0]) for part in means]
     return *(part.mean(dim=1) for part in means), *errors
 
 
@@ -454,7 +462,7 @@ def _between(state: _Pass, ks: range, last: int) -> Iterator[torch.Tensor | None
     """
     net, d = state.net, state.net.width
     between = None
-    for l in range(last + 1):  # noqa: E741
+    for l in range(last + 1):
         yield between
         if between is not None:  # one layer further
             between = (net.hidden[l] @ between.flatten(2)).view(between.shape)
@@ -479,7 +487,7 @@ def _read_outs(state: _Pass) -> list[torch.Tensor]:
     return result[::-1]
 
 
-def _block(state: _Pass, read: list, ks: range, l: int, between: torch.Tensor | None) -> torch.Tensor:  # noqa: E741
+def _block(state: _Pass, read: list, ks: range, l: int, between: torch.Tensor | None) -> torch.Tensor:
     """The blocks (k, l) for all k <= l in ``ks``, (seeds, k, d, d, d, d) by the indices p, i, q, j of hessian_block.
 
     ``between`` holds the M of those k that are below l.
@@ -511,19 +519,36 @@ def _outer(state: _Pass, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def _all_blocks(state: _Pass, memory: int) -> Iterator[tuple[range, int, torch.Tensor]]:
     """Yield all blocks on and above the diagonal: layers k, layer l, and what :func:`_block` returns."""
     seeds, d, n = state.h[0].shape
-    together = max(1, memory // (4 * seeds * (d**4 + n * d * d) * state.net.a.element_size()))
+    working = min(memory, CACHE) if state.net.a.device.type == "cpu" else memory
+    together = max(1, working // (4 * seeds * (d**4 + n * d * d) * state.net.a.element_size()))
     read, depth = _read_outs(state), state.net.depth
-    for l, between in progress(enumerate(_between(state, range(depth), depth - 1)), "Hessian blocks", total=depth):  # noqa: E741
+    for l, between in progress(enumerate(_between(state, range(depth), depth - 1)), "Hessian blocks", total=depth):
         for first in range(0, l + 1, together):
             ks = range(first, min(first + together, l + 1))
             part = None if between is None else between[:, :, ks.start : ks.stop]
             yield ks, l, _block(state, read, ks, l, part)
 
 
+def _whole(state: _Pass, memory: int) -> torch.Tensor:
+    """The whole Hessian, (seeds, L d², L d²)."""
+    depth, size = state.net.depth, state.net.width**2
+    result = state.net.a.new_empty(len(state.net.a), depth * size, depth * size)
+    if state.net.activation == "tanh":
+        for names, part in _columns(state, range(depth * size), memory):
+            result[:, names[0] : names[-1] + 1] = part
+        return result
+    tiles = result.unflatten(2, (depth, size)).unflatten(1, (depth, size))
+    for ks, l, block in _all_blocks(state, memory):
+        part = _matrix(block)
+        tiles[:, ks.start : ks.stop, :, l] = part
+        tiles[:, l, :, ks.start : ks.stop] = part.permute(0, 3, 1, 2)
+    return result
+
+
 def _whole_means(state: _Pass, memory: int) -> tuple[torch.Tensor, ...]:
     """Mean |entry| of all diagonal and of all other blocks, and the errors, which are 0."""
     depth, total = state.net.depth, torch.zeros(2, len(state.net.a)).to(state.net.a)
-    for ks, l, block in _all_blocks(state, memory):  # noqa: E741
+    for ks, l, block in _all_blocks(state, memory):
         sums = block.abs_().sum(dim=(2, 3, 4, 5))
         on = 1 if l in ks else 0
         total[0] += sums[:, len(ks) - on :].sum(dim=1)

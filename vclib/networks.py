@@ -52,7 +52,9 @@ class MLP:
 
 
 def check_targets(net: MLP, x: torch.Tensor, y: torch.Tensor) -> None:
-    """Raise ValueError unless the targets ``y`` are (n, outputs) for n inputs."""
+    """Raise ValueError unless the targets ``y`` are (n, outputs) for n inputs, and n is positive."""
+    if not len(x):
+        raise ValueError("At least one sample is needed.")
     if y.shape != (len(x), net.b.shape[1]):
         raise ValueError(f"Targets for these inputs have shape {(len(x), net.b.shape[1])}, not {tuple(y.shape)}.")
 
