@@ -23,7 +23,7 @@ from .networks import ACTIVATIONS, MLP, check_targets
 from .runtime import progress
 
 MEMORY = 2**28  # bytes of working memory, unless a function is told otherwise
-CACHE = 2**25  # bytes of blocks at once on a processor, where more is slower
+CACHE = 2**26  # bytes of blocks at once on a processor, where more is slower
 EXACT = 4096  # hidden weights up to which `magnitudes` looks at the whole Hessian
 COLUMNS = 64  # columns that it draws above
 DENSE = 256  # hidden weights up to which `extreme_eigenvalues` uses the whole Hessian
@@ -194,6 +194,8 @@ def magnitudes(
     if columns < total:
         drawn = torch.randperm(total, generator=generator, device=generator.device)[:columns].tolist()
     whole = columns >= total and net.activation != "tanh"
+    if whole and net.a.device.type == "cpu":
+        memory = min(memory, CACHE)
     d, n = net.width, len(x)
     numbers = 8 * (d**4 + n * d**2) + 3 * net.depth * n * d * (d + net.b.shape[1]) if whole else 0
 
@@ -519,8 +521,7 @@ def _outer(state: _Pass, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def _all_blocks(state: _Pass, memory: int) -> Iterator[tuple[range, int, torch.Tensor]]:
     """Yield all blocks on and above the diagonal: layers k, layer l, and what :func:`_block` returns."""
     seeds, d, n = state.h[0].shape
-    working = min(memory, CACHE) if state.net.a.device.type == "cpu" else memory
-    together = max(1, working // (4 * seeds * (d**4 + n * d * d) * state.net.a.element_size()))
+    together = max(1, memory // (4 * seeds * (d**4 + n * d * d) * state.net.a.element_size()))
     read, depth = _read_outs(state), state.net.depth
     for l, between in progress(enumerate(_between(state, range(depth), depth - 1)), "Hessian blocks", total=depth):
         for first in range(0, l + 1, together):
