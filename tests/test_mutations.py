@@ -215,7 +215,7 @@ def extremes():
     net = mlp(depth=2, width=12, inputs=3, outputs=2, law=he, activation="linear", seeds=2, generator=rng())
     _, x, y = small_net()
     exact = torch.linalg.eigvalsh(curvature.hessian(net, x, y))
-    value = curvature.extreme_eigenvalues(net, x, y, count=2, generator=rng())
+    value = curvature.extreme_eigenvalues(net, x, y, largest=2, smallest=2, generator=rng())
     torch.testing.assert_close(value, exact[:, [-1, -2, 1, 0]])
 
 

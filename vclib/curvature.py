@@ -215,59 +215,65 @@ def extreme_eigenvalues(
     x: torch.Tensor,
     y: torch.Tensor,
     *,
-    count: int = 3,
+    largest: int = 3,
+    smallest: int = 3,
     generator: torch.Generator,
     tolerance: float = 1e-6,
     most: int = 200,
     memory: int = MEMORY,
 ) -> torch.Tensor:
-    r"""Return the ``count`` largest and ``count`` smallest eigenvalues of every seed, (seeds, 2 count), largest first.
+    r"""Return the ``largest`` and the ``smallest`` eigenvalues of every seed, (seeds, their number), in falling order.
 
-    Block Lanczos on Hessian-vector products with full reorthogonalisation, in blocks of ``count`` vectors, so that an
-    eigenvalue of multiplicity up to ``count`` appears as often as it should. It stops when every wanted pair has a
-    residual :math:`\|Hv - \theta v\| \le` ``tolerance`` :math:`\cdot \max|\theta|`. An eigenvalue then lies that
-    close to :math:`\theta`; when it is well separated, the error is of the order of the square. Up to 256 weights, or
-    4 count, the whole Hessian is used. Seeds are taken in groups that fit ``memory`` bytes, at least one.
+    Block Lanczos on Hessian-vector products with full reorthogonalisation. A block has as many vectors as the larger
+    of the two numbers, so an eigenvalue of that multiplicity appears as often as it should. It stops when every wanted
+    Ritz value :math:`\theta` has an error of at most ``tolerance`` :math:`\cdot \max|\theta|`, estimated by
+    :math:`\min(\rho, \rho^2/g)` with the residual :math:`\rho = \|Hv - \theta v\|` and the distance g to the next
+    Ritz value. Up to 256 weights, or when more than a quarter of all eigenvalues is wanted, the whole Hessian is used.
+    Seeds are taken in groups that fit ``memory`` bytes, at least one.
 
-    Raises ValueError if there are fewer than 2 count eigenvalues or ``tolerance`` is not positive, and RuntimeError
-    if ``most`` steps, or as many as fit ``memory`` bytes, do not reach the tolerance.
+    Raises ValueError if no eigenvalue is wanted or more than there are, or ``tolerance`` is not positive, and
+    RuntimeError if ``most`` steps, or as many as fit ``memory`` bytes, do not reach the tolerance.
 
-    Source: Golub and Underwood (1977); Figure 12 of the paper.
+    Source: Golub and Underwood (1977); Parlett, The Symmetric Eigenvalue Problem, section 11.7; Figure 12 of the paper.
 
-    >>> extreme_eigenvalues(*_example(), count=1, generator=torch.Generator().manual_seed(0)).shape
-    torch.Size([2, 2])
+    >>> extreme_eigenvalues(*_example(), largest=1, smallest=0, generator=torch.Generator().manual_seed(0)).shape
+    torch.Size([2, 1])
     """
-    total = net.depth * net.width**2
-    if not 1 <= count <= total // 2:
-        raise ValueError(f"A Hessian with {total} eigenvalues has 1 to {total // 2} at either end, not {count}.")
+    total, count, block = net.depth * net.width**2, largest + smallest, max(largest, smallest)
+    if min(largest, smallest) < 0 or not 1 <= count <= total:
+        raise ValueError(f"Ask for 1 to {total} eigenvalues at both ends, not for {largest} and {smallest}.")
     if not tolerance > 0:
         raise ValueError(f"The tolerance is a positive number, not {tolerance!r}.")
-    wanted = [*range(-1, -1 - count, -1), *range(count - 1, -1, -1)]  # places in ascending order
-    step = total * count  # numbers
+    wanted = [*range(-1, -1 - largest, -1), *range(smallest - 1, -1, -1)]  # places in ascending order
+
+    def at_once(state: "_Pass") -> tuple[torch.Tensor, ...]:
+        return (torch.linalg.eigvalsh(_whole(state, memory))[:, wanted],)
 
     def done(values: torch.Tensor, residuals: torch.Tensor) -> bool:
+        if values.shape[-1] <= count:
+            return False
+        gaps = torch.nn.functional.pad(values.diff(dim=-1), (1, 1), value=torch.inf)
+        gaps = torch.minimum(gaps[..., :-1], gaps[..., 1:])
+        errors = torch.minimum(residuals, residuals**2 / gaps.clamp(min=torch.finfo(gaps.dtype).tiny))
         bound = tolerance * values.abs().amax(dim=-1, keepdim=True)
-        return values.shape[-1] >= 2 * count and bool((residuals[..., wanted] <= bound).all())
+        return bool((errors[..., wanted] <= bound).all())
 
     def by_lanczos(state: "_Pass") -> tuple[torch.Tensor, ...]:
-        start = _random(state.net, (1, count, total), generator)
-        steps = min(most, total // count, memory // (start.element_size() * step * len(start)))
+        start = _random(state.net, (1, block, total), generator)
+        steps = min(most, total // block, memory // (start.element_size() * start.numel()))
         values, converged = None, False
         if steps:
             values, _, converged = _lanczos(lambda v: _product(state, v, memory), start, steps, done)
         if not converged:
             raise RuntimeError(
-                f"{steps} steps of Lanczos did not find {count} eigenvalues at either end to {tolerance:g}; allow a "
+                f"{steps} steps of Lanczos did not find {largest} and {smallest} eigenvalues to {tolerance:g}; allow a "
                 "larger tolerance, more steps (most) or more memory."
             )
         return (values[:, 0, wanted],)
 
-    def at_once(state: "_Pass") -> tuple[torch.Tensor, ...]:
-        return (torch.linalg.eigvalsh(_whole(state, memory))[:, wanted],)
-
     if total <= max(DENSE, 4 * count):
         return _over_seeds(at_once, net, x, y, memory, 4 * total**2)[0]
-    return _over_seeds(by_lanczos, net, x, y, memory, min(most, 50) * step)[0]
+    return _over_seeds(by_lanczos, net, x, y, memory, min(most, 50) * total * block)[0]
 
 
 def spectral_density(
@@ -352,10 +358,10 @@ def _slope(activation: str, a: torch.Tensor, h: torch.Tensor) -> torch.Tensor | 
 
 
 def _gated(gate: torch.Tensor | None, signal: torch.Tensor) -> torch.Tensor:
-    """Multiply (seeds, d, n) or (seeds, d, m, n) by the gates."""
+    """Multiply (seeds, d, n) or (seeds, d, m, n) by the gates, in place."""
     if gate is None:
         return signal
-    return signal * (gate if signal.ndim == 3 else gate[:, :, None])
+    return signal.mul_(gate if signal.ndim == 3 else gate[:, :, None])
 
 
 def _norms(state: _Pass) -> torch.Tensor:
@@ -368,34 +374,51 @@ def _norms(state: _Pass) -> torch.Tensor:
 
 
 def _directional(state: _Pass, layers: list[tuple[slice, torch.Tensor]]) -> torch.Tensor:
-    r"""Return H V for m directions V, (seeds, L, d, m, d), directions last but one.
+    r"""Return H V for m directions V, (seeds, m, L d²).
 
-    For every layer, ``layers`` says which directions have a part there, and that part, (seeds, d, their number, d).
-    With dots for derivatives in the direction V: going up, :math:`\dot a = W\dot h + Vh` and
-    :math:`\dot h = \phi' \dot a`; coming down, :math:`\dot\delta = \phi'\,\dot g + \phi''\,\dot a\,g` with
-    :math:`g = W^\top\delta` from above and :math:`\dot g = W^\top\dot\delta + V^\top\delta`. The product is
+    For every layer, ``layers`` says which directions have a part there, and that part, (seeds, d, their number, d):
+    either all, or those that begin there. With dots for derivatives in the direction V: going up,
+    :math:`\dot a = W\dot h + Vh` and :math:`\dot h = \phi' \dot a`; coming down,
+    :math:`\dot\delta = \phi'\,\dot g + \phi''\,\dot a\,g` with :math:`g = W^\top\delta` from above and
+    :math:`\dot g = W^\top\dot\delta + V^\top\delta`. The product is
     :math:`\dot\delta\, h^\top + \delta\, \dot h^\top`, summed over samples.
     """
-    net = state.net
-    seeds, d, n = state.h[0].shape
+    net, (seeds, d, n) = state.net, state.h[0].shape
     m = max(part.stop for part, _ in layers)
-    result = net.a.new_empty(seeds, net.depth, d, m, d)
-    dot, bent = net.a.new_zeros(seeds, d, m, n), []
+    result = net.a.new_zeros(net.depth, seeds, d, m, d)
+    dot, bent = net.a.new_empty(seeds, d, 0, n), []
     for k, (part, v) in enumerate(layers):
-        result[:, k] = (dot.view(seeds, d * m, n) @ state.delta[k].mT).view(seeds, d, m, d).transpose(1, 3)
-        dot = (net.hidden[k] @ dot.view(seeds, d, m * n)).view(seeds, d, m, n)
-        dot[:, :, part] += (v.flatten(1, 2) @ state.h[k]).view(seeds, d, -1, n)
+        known = dot.shape[2]
+        if known:
+            product = dot.view(seeds, -1, n) @ state.delta[k].mT
+            result[k, :, :, :known] = product.view(seeds, d, known, d).transpose(1, 3)
+        dot = _plus(net.hidden[k], dot, part, v.flatten(1, 2) @ state.h[k])
         bent.append(None if state.bend[k] is None else state.bend[k][:, :, None] * dot)
         dot = _gated(state.gates[k], dot)
-    dot = (net.b.mT @ (net.b @ dot.view(seeds, d, m * n))).view(seeds, d, m, n)
+    dot = (net.b.mT @ (net.b @ dot.view(seeds, d, -1))).view(dot.shape)
     for k, (part, v) in reversed(list(enumerate(layers))):
         dot = _gated(state.gates[k], dot)
         if bent[k] is not None:
-            dot += bent[k]
-        result[:, k] += (dot.view(seeds, d * m, n) @ state.h[k].mT).view(seeds, d, m, d)
-        dot = (net.hidden[k].mT @ dot.view(seeds, d, m * n)).view(seeds, d, m, n)
-        dot[:, :, part] += (v.transpose(1, 3).flatten(1, 2) @ state.delta[k]).view(seeds, d, -1, n)
-    return result / state.samples
+            dot[:, :, : bent[k].shape[2]] += bent[k]
+        result[k].view(seeds, -1, d).baddbmm_(dot.view(seeds, -1, n), state.h[k].mT)
+        if k:
+            dot = _plus(net.hidden[k].mT, dot, part, v.transpose(1, 3).flatten(1, 2) @ state.delta[k])
+    return result.permute(1, 3, 0, 2, 4).flatten(2).div_(state.samples)
+
+
+def _plus(w: torch.Tensor, dot: torch.Tensor, part: slice, more: torch.Tensor) -> torch.Tensor:
+    """Return W times the signals ``dot`` (seeds, d, m, n), plus ``more`` for those in ``part``, which may be new."""
+    seeds, d, m, n = dot.shape
+    if (part.start, part.stop) == (0, m):
+        return torch.baddbmm(more.view(seeds, d, -1), w, dot.view(seeds, d, -1)).view(dot.shape)
+    more = more.view(seeds, d, -1, n)
+    if not m:
+        return more
+    dot = (w @ dot.view(seeds, d, -1)).view(dot.shape)
+    if part.start == m:
+        return torch.cat([dot, more], dim=2)
+    dot[:, :, part] += more
+    return dot
 
 
 def _together(state: _Pass, memory: int) -> int:
@@ -416,8 +439,7 @@ def _product(state: _Pass, vectors: torch.Tensor, memory: int) -> torch.Tensor:
     parts = []
     for group in vectors.to(net.a).split(_together(state, memory), dim=1):
         v = group.unflatten(2, (net.depth, net.width, net.width)).permute(2, 0, 3, 1, 4)
-        product = _directional(state, [(slice(0, group.shape[1]), part) for part in v])
-        parts.append(product.permute(0, 3, 1, 2, 4).flatten(2))
+        parts.append(_directional(state, [(slice(0, group.shape[1]), part) for part in v]))
     return torch.cat(parts, dim=1)
 
 
@@ -435,8 +457,8 @@ def _columns(state: _Pass, columns: Iterable[int], memory: int) -> Iterator[tupl
         bounds = torch.searchsorted(column, torch.arange(net.depth + 1) * d * d).tolist()
         units = torch.nn.functional.one_hot(column % (d * d), d * d).to(net.a).view(-1, d, d).transpose(0, 1)
         parts = [slice(*ends) for ends in pairwise(bounds)]
-        product = _directional(state, [(part, units[:, part].expand(len(net.a), -1, -1, -1)) for part in parts])
-        yield group, product.permute(0, 3, 1, 2, 4).flatten(2)
+        v = [units[:, part].expand(len(net.a), -1, -1, -1) for part in parts]
+        yield group, _directional(state, list(zip(parts, v, strict=True)))
 
 
 def _column_means(state: _Pass, columns: Sequence[int], memory: int) -> tuple[torch.Tensor, ...]:
@@ -573,21 +595,20 @@ def _lanczos(
     Returns the eigenvalues (seeds, runs, j) of the projected matrix, ascending, its eigenvectors, and whether ``done``
     said so before the steps ran out; ``done`` sees the eigenvalues and the residuals.
     """
-    seeds, runs, b, _ = start.shape
+    b = start.shape[2]
+    basis = start.new_empty(*start.shape[:2], steps * b, start.shape[3])
+    projected = start.new_zeros(*start.shape[:2], 0, 0)
     q = torch.linalg.qr(start.mT)[0].mT
-    basis, projected = [], start.new_zeros(seeds, runs, 0, 0)
-    for _ in progress(range(steps), "Lanczos"):
-        basis.append(q)
-        w = product(q.flatten(1, 2)).view(q.shape)
-        w, overlap = _orthogonal(w, basis)
-        column = torch.cat(overlap, dim=2)  # (seeds, runs, j, b)
-        j = column.shape[2] - b
+    for j in progress(range(0, steps * b, b), "Lanczos"):
+        basis[:, :, j : j + b] = q
+        known = basis[:, :, : j + b]
+        w, overlap = _orthogonal(product(q.flatten(1, 2)).view(q.shape), known)
         projected = torch.nn.functional.pad(projected, (0, b, 0, b))
-        projected[..., :, j:] = column
-        projected[..., j:, :] = column.mT
+        projected[..., j:, :] = overlap
+        projected[..., j:] = overlap.mT
         q, r = (part.mT for part in torch.linalg.qr(w.mT))  # w = r q
         if (r.diagonal(dim1=2, dim2=3).abs() <= 1e-10 * projected.abs().amax(dim=(2, 3))[..., None]).any():
-            q = torch.linalg.qr(_orthogonal(q, basis)[0].mT)[0].mT  # the space is exhausted: any new direction
+            q = torch.linalg.qr(_orthogonal(q, known)[0].mT)[0].mT  # the space is exhausted: any new direction
         values, vectors = torch.linalg.eigh(projected)
         residuals = (r.mT @ vectors[..., j:, :]).norm(dim=2)
         if done(values, residuals):
@@ -595,14 +616,11 @@ def _lanczos(
     return values, vectors, False
 
 
-def _orthogonal(w: torch.Tensor, basis: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Remove from w what lies in the basis, twice for the rounding; and how much of each block that was."""
-    overlaps = []
-    for _ in range(2):
-        overlaps.append([q @ w.mT for q in basis])
-        for q, overlap in zip(basis, overlaps[-1], strict=True):
-            w = w - overlap.mT @ q
-    return w, overlaps[0]
+def _orthogonal(w: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Remove from the rows of w what lies in the basis, twice for the rounding; and how much that was, (..., b, j)."""
+    overlap = w @ basis.mT
+    w = w - overlap @ basis
+    return w - (w @ basis.mT) @ basis, overlap
 
 
 def _random(net: MLP, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
