@@ -211,7 +211,8 @@ def vclib(task, net, x, y, tolerance=1e-6):
         found = curvature.magnitudes(net, x, y, generator=generator())
         return torch.stack([found.diagonal, found.off_diagonal], dim=1)
     if task == "top":
-        both = curvature.extreme_eigenvalues(net, x, y, count=1, generator=generator(), tolerance=tolerance)
+        options = {"largest": 1, "smallest": 1, "generator": generator(), "tolerance": tolerance}
+        both = curvature.extreme_eigenvalues(net, x, y, **options)
         return both.gather(1, both.abs().argmax(dim=1, keepdim=True))
     found = curvature.spectral_density(net, x, y, probes=PROBES, steps=STEPS, generator=generator())
     return moments(found.nodes, found.weights)
