@@ -601,14 +601,16 @@ def _lanczos(
     q = torch.linalg.qr(start.mT)[0].mT
     for j in progress(range(0, steps * b, b), "Lanczos"):
         basis[:, :, j : j + b] = q
-        known = basis[:, :, : j + b]
-        w, overlap = _orthogonal(product(q.flatten(1, 2)).view(q.shape), known)
+        known, last = basis[:, :, : j + b], max(0, j - b)
+        w, overlap = _orthogonal(product(q.flatten(1, 2)).view(q.shape), basis[:, :, last : j + b])
+        w = _orthogonal(w, known)[0]  # in exact arithmetic, the last two blocks would do
         projected = torch.nn.functional.pad(projected, (0, b, 0, b))
-        projected[..., j:, :] = overlap
-        projected[..., j:] = overlap.mT
+        projected[..., j:, last:] = overlap
+        projected[..., last:, j:] = overlap.mT
         q, r = (part.mT for part in torch.linalg.qr(w.mT))  # w = r q
         if (r.diagonal(dim1=2, dim2=3).abs() <= 1e-10 * projected.abs().amax(dim=(2, 3))[..., None]).any():
-            q = torch.linalg.qr(_orthogonal(q, known)[0].mT)[0].mT  # the space is exhausted: any new direction
+            # The space is exhausted, and any new direction will do.
+            q = torch.linalg.qr(_orthogonal(_orthogonal(q, known)[0], known)[0].mT)[0].mT
         values, vectors = torch.linalg.eigh(projected)
         residuals = (r.mT @ vectors[..., j:, :]).norm(dim=2)
         if done(values, residuals):
@@ -617,10 +619,9 @@ def _lanczos(
 
 
 def _orthogonal(w: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Remove from the rows of w what lies in the basis, twice for the rounding; and how much that was, (..., b, j)."""
+    """Remove from the rows of w what lies in the basis; and how much that was, (..., b, j)."""
     overlap = w @ basis.mT
-    w = w - overlap @ basis
-    return w - (w @ basis.mT) @ basis, overlap
+    return w - overlap @ basis, overlap
 
 
 def _random(net: MLP, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

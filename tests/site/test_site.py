@@ -374,3 +374,91 @@ def test_the_moments_in_the_page_are_those_of_vclib(browser, address):
             "of the mean square."
         )
         assert not visit.trouble, visit.trouble
+
+
+def _small_network(depth, width, activation, law, number):
+    """Network and data of chapter 11's explorer, from its random numbers."""
+    import numpy as np
+    import torch
+
+    from vclib.networks import MLP
+
+    state, drawn = 1000003 * number, []
+    for _ in range(10 + 10 * width + (depth + 2) * width**2):
+        state = 16807 * state % (2**31 - 1)
+        drawn.append(2 * state / (2**31 - 1) - 1)
+    data, weights = np.split(np.array(drawn[10:]), [10 * width])
+    weights = weights.reshape(depth + 2, width, width)
+    variance = {"linear": 1, "ReLU": 2, "tanh": 1}[activation] / width
+    if law == "orthogonal":
+        for matrix in weights:
+            q, r = np.linalg.qr(matrix.T)
+            matrix[:] = (q * np.sign(np.diag(r))).T * np.sqrt(width * variance)
+    else:
+        weights *= np.sqrt(3 * (1 / (3 * width) if law == "LeCun" else variance))
+    a, *hidden, b = torch.tensor(weights)[:, None]
+    x, y = torch.tensor(np.sqrt(3) * data.reshape(2, 5, width))
+    return MLP(a, tuple(hidden), b, activation.lower()), x, y
+
+
+def test_the_random_numbers_of_chapter_11_are_the_minimal_standard():
+    """Park and Miller (1988): started at 1, the ten thousandth state is 1043618065."""
+    state = 1
+    for _ in range(10000):
+        state = 16807 * state % (2**31 - 1)
+    assert state == 1043618065
+    assert 16807 * (2**31 - 1) < 2**53  # so doubles are exact
+
+
+def test_the_hessian_in_the_page_is_that_of_vclib(browser, address):
+    """Chapter 11's explorer computes in JavaScript; vclib must find the same entries, and numpy the same spectrum."""
+    from itertools import product
+
+    import numpy as np
+    from bs4 import BeautifulSoup
+
+    from vclib import curvature
+
+    number = r"(−?[\d.]+(?:e[+−]\d\d)?)"
+    sentence = re.compile(
+        rf"the (\d+) eigenvalues \((\d+) positive, (\d+) negative, (\d+) zero\) reach from {number} to {number} and "
+        rf"add up to the trace, {number}\. The mean absolute entry is {number} in the diagonal blocks, {number} in "
+        r"the others\."
+    )
+    laws = ("LeCun", "Xavier / He", "orthogonal")
+    positions = product((2, 3, 4, 6, 8), (1, 2, 3, 4), ("linear", "ReLU", "tanh"), laws)
+    page, alive = "11-mlp-curvature.html", 0
+    with Visit(browser, address, page) as visit:
+        for i, (depth, width, activation, law) in enumerate(positions):
+            values = {"depth": depth, "width": width, "activation": activation, "law": law, "number": 1 + i * 5 % 6}
+            shown, where = visit.live(values), str(values)
+            h = curvature.hessian(*_small_network(**values))[0].numpy()
+            eigenvalues = np.linalg.eigvalsh(h)[::-1]
+            assert not re.search("NaN|undefined|Infinity", shown["svg"] + shown["text"]), where
+            name = law if law != laws[1] else "He" if activation == "ReLU" else "Xavier"
+            setting = f"Depth {depth}, width {width}, {activation}, {name}, network {values['number']}: "
+            assert shown["text"].startswith(setting), where
+            told = shown["text"].removeprefix(setting)
+            if not h.any():
+                assert not np.any(shown["hessian"]), where
+                assert told.startswith("this network is dead."), where
+                assert told.endswith(f" all {len(h)} eigenvalues."), where
+                continue
+            alive += 1
+            np.testing.assert_allclose(shown["hessian"], h, rtol=0, atol=1e-10 * abs(h).max(), err_msg=where)
+            biggest = abs(eigenvalues).max()
+            np.testing.assert_allclose(shown["eigenvalues"], eigenvalues, rtol=0, atol=1e-10 * biggest, err_msg=where)
+            told = sentence.fullmatch(told)
+            assert told, shown["text"]
+            told = [float(part.replace("−", "-")) for part in told.groups()]
+            signs = np.where(abs(eigenvalues) <= 1e-13 * biggest, 0, np.sign(eigenvalues))
+            assert told[:4] == [len(h), *(np.sum(signs == sign) for sign in (1, -1, 0))], where
+            blocks = abs(h).reshape(depth, width**2, depth, width**2).mean(axis=(1, 3))
+            ends = eigenvalues[[-1, 0]] * abs(signs[[-1, 0]])
+            means = blocks.diagonal().mean(), blocks[~np.eye(depth, dtype=bool)].mean()
+            assert told[4:] == pytest.approx([*ends, np.trace(h), *means], rel=0.00501), where
+        assert alive >= 130, f"only {alive} of 180 networks are alive"
+        start = {"depth": 4, "width": 3, "activation": "linear", "law": "Xavier / He", "number": 1}
+        drawn = BeautifulSoup((SITE / page).read_text(encoding="utf-8"), "html.parser").select_one(".vc-explorer")
+        assert visit.live(start)["text"] == drawn.figcaption.get_text(), "what the page computes, and what Python drew"
+        assert not visit.trouble, visit.trouble
