@@ -23,10 +23,11 @@ from .networks import ACTIVATIONS, MLP, check_targets
 from .runtime import progress
 
 MEMORY = 2**28  # bytes of working memory, unless a function is told otherwise
-CACHE = 2**26  # bytes of blocks at once on a processor, where more is slower
+CACHE = 2**26  # bytes at once on a processor, where more is slower
 EXACT = 4096  # hidden weights up to which `magnitudes` looks at the whole Hessian
 COLUMNS = 64  # columns that it draws above
-DENSE = 256  # hidden weights up to which `extreme_eigenvalues` uses the whole Hessian
+DENSE = 256  # hidden weights up to which `extreme_eigenvalues` takes all eigenvalues of the whole Hessian
+WHOLE = 1024  # and up to which Lanczos multiplies with the whole Hessian
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def magnitudes(
     if columns < total:
         drawn = torch.randperm(total, generator=generator, device=generator.device)[:columns].tolist()
     whole = columns >= total and net.activation != "tanh"
-    if whole and net.a.device.type == "cpu":
+    if net.a.device.type == "cpu":
         memory = min(memory, CACHE)
     d, n = net.width, len(x)
     numbers = 8 * (d**4 + n * d**2) + 3 * net.depth * n * d * (d + net.b.shape[1]) if whole else 0
@@ -263,7 +264,7 @@ def extreme_eigenvalues(
         steps = min(most, total // block, memory // (start.element_size() * start.numel()))
         values, converged = None, False
         if steps:
-            values, _, converged = _lanczos(lambda v: _product(state, v, memory), start, steps, done)
+            values, _, converged = _lanczos(_operator(state, memory), start, steps, done)
         if not converged:
             raise RuntimeError(
                 f"{steps} steps of Lanczos did not find {largest} and {smallest} eigenvalues to {tolerance:g}; allow a "
@@ -273,7 +274,7 @@ def extreme_eigenvalues(
 
     if total <= max(DENSE, 4 * count):
         return _over_seeds(at_once, net, x, y, memory, 4 * total**2)[0]
-    return _over_seeds(by_lanczos, net, x, y, memory, min(most, 50) * total * block)[0]
+    return _over_seeds(by_lanczos, net, x, y, memory, min(most, 50) * total * block + min(total, WHOLE) ** 2)[0]
 
 
 def spectral_density(
@@ -308,10 +309,11 @@ def spectral_density(
     def measure(state: "_Pass") -> tuple[torch.Tensor, ...]:
         start = _random(state.net, (probes, 1, total), generator)
         together = max(1, memory // (start.element_size() * steps * total * len(start)))
-        parts = [_lanczos(lambda v: _product(state, v, memory), part, steps) for part in start.split(together, dim=1)]
+        times = _operator(state, memory)
+        parts = [_lanczos(times, part, steps) for part in start.split(together, dim=1)]
         return torch.cat([p[0] for p in parts], dim=1), torch.cat([p[1][..., 0, :].square() for p in parts], dim=1)
 
-    return SpectralDensity(*_over_seeds(measure, net, x, y, memory, steps * total))
+    return SpectralDensity(*_over_seeds(measure, net, x, y, memory, steps * total + min(total, WHOLE) ** 2))
 
 
 # ---- one forward and one backward pass, and the Hessian times vectors
@@ -441,6 +443,14 @@ def _product(state: _Pass, vectors: torch.Tensor, memory: int) -> torch.Tensor:
         v = group.unflatten(2, (net.depth, net.width, net.width)).permute(2, 0, 3, 1, 4)
         parts.append(_directional(state, [(slice(0, group.shape[1]), part) for part in v]))
     return torch.cat(parts, dim=1)
+
+
+def _operator(state: _Pass, memory: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The Hessian as a function of vectors (seeds, m, L d²)."""
+    if state.net.depth * state.net.width**2 > WHOLE:
+        return lambda vectors: _product(state, vectors, memory)
+    h = _whole(state, memory)
+    return lambda vectors: vectors @ h
 
 
 def _columns(state: _Pass, columns: Iterable[int], memory: int) -> Iterator[tuple[list[int], torch.Tensor]]:
@@ -588,7 +598,7 @@ def _lanczos(
     product: Callable[[torch.Tensor], torch.Tensor],
     start: torch.Tensor,
     steps: int,
-    done: Callable[[torch.Tensor, torch.Tensor], bool] = lambda values, residuals: False,
+    done: Callable[[torch.Tensor, torch.Tensor], bool] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, bool]:
     """Block Lanczos from ``start`` (seeds, runs, b, N), all runs at once; ``product`` maps (seeds, m, N) to the same.
 
@@ -611,11 +621,11 @@ def _lanczos(
         if (r.diagonal(dim1=2, dim2=3).abs() <= 1e-10 * projected.abs().amax(dim=(2, 3))[..., None]).any():
             # The space is exhausted, and any new direction will do.
             q = torch.linalg.qr(_orthogonal(_orthogonal(q, known)[0], known)[0].mT)[0].mT
-        values, vectors = torch.linalg.eigh(projected)
-        residuals = (r.mT @ vectors[..., j:, :]).norm(dim=2)
-        if done(values, residuals):
-            return values, vectors, True
-    return values, vectors, False
+        if done is not None:
+            values, vectors = torch.linalg.eigh(projected)
+            if done(values, (r.mT @ vectors[..., j:, :]).norm(dim=2)):
+                return values, vectors, True
+    return *torch.linalg.eigh(projected), False
 
 
 def _orthogonal(w: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
