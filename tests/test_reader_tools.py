@@ -121,7 +121,7 @@ def test_progress_speaks_only_where_someone_watches(monkeypatch, tty, kernel, st
     monkeypatch.setenv("VCLIB_STATIC", static)
     monkeypatch.setattr(runtime, "tqdm", lambda items, **options: settings_seen.append(options) or items)
     assert list(runtime.progress([3, 1], "words", unit="x")) == [3, 1]
-    assert settings_seen == [{"desc": "words", "leave": False, "disable": not speaks, "unit": "x"}]
+    assert settings_seen == [{"desc": "words", "leave": False, "disable": not speaks, "unit": "x", "delay": 1}]
 
 
 def test_silent_progress_writes_nothing(monkeypatch):

@@ -64,13 +64,14 @@ def generators(seed: int) -> tuple[np.random.Generator, torch.Generator]:
 
 
 def progress(items: Iterable[T], description: str = "", **options: Any) -> Iterable[T]:
-    """Iterate with a tqdm bar (``**options`` are its) that vanishes at the end and never enters a built page.
+    """Iterate with a tqdm bar (``**options`` are its) that appears after a second, vanishes at the end, and never
+    enters a built page.
 
     >>> sum(progress(range(4)))
     6
     """
     live = sys.stderr.isatty() or ("ipykernel" in sys.modules and not os.environ.get("VCLIB_STATIC"))
-    return tqdm(items, desc=description, leave=False, disable=not live, **options)
+    return tqdm(items, desc=description, leave=False, disable=not live, **{"delay": 1} | options)
 
 
 def announce() -> None:
