@@ -328,6 +328,8 @@ class _Pass:
 
     def __init__(self, net: MLP, x: torch.Tensor, y: torch.Tensor) -> None:
         check_targets(net, x, y)
+        if net.biases:
+            raise ValueError("Curvature is measured on networks without biases.")
         net = MLP(net.a.detach(), tuple(w.detach() for w in net.hidden), net.b.detach(), net.activation)
         self.net, self.samples = net, len(x)
         z, targets = net.a @ x.T.to(net.a), y.T.to(net.a)

@@ -2,10 +2,11 @@
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, TypeVar
 
+import joblib
 import numpy as np
 import torch
 from tqdm.auto import tqdm
@@ -72,6 +73,20 @@ def progress(items: Iterable[T], description: str = "", **options: Any) -> Itera
     """
     live = sys.stderr.isatty() or ("ipykernel" in sys.modules and not os.environ.get("VCLIB_STATIC"))
     return tqdm(items, desc=description, leave=False, disable=not live, **{"delay": 1} | options)
+
+
+def sweep(function: Callable[..., T], settings: Sequence[Mapping[str, Any]]) -> list[T]:
+    """Call ``function(**setting)`` for every setting, through joblib, and return the results in the same order.
+
+    One process computes them, unless a line around the call says otherwise: ``with joblib.parallel_config(...):`` and
+    in the brackets ``n_jobs=8`` for eight processes of this machine, ``backend="dask"`` for a dask cluster whose
+    client is open, or ``backend="ray"`` after ``ray.util.joblib.register_ray()``. A setting that names its seed gives
+    the same result everywhere. The function must be importable where it runs, or defined in a notebook.
+
+    >>> sweep(pow, [{"base": 2, "exp": 3}, {"base": 3, "exp": 2}])
+    [8, 9]
+    """
+    return joblib.Parallel()(joblib.delayed(function)(**setting) for setting in settings)
 
 
 def announce() -> None:
