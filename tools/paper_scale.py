@@ -1,6 +1,6 @@
 """Run an experiment of chapter 12 at the paper's own size and store it in book/results.
 
-    .venv/bin/python tools/paper_scale.py figure-5 [--epochs 100] [--checkpoints _build/paper]
+    .venv/bin/python tools/paper_scale.py figure-5 [--epochs 60] [--checkpoints _build/paper]
 
 It takes minutes on a GPU and up to hours on two processor cores. A run that is killed goes on where it was.
 """
@@ -23,10 +23,10 @@ BASE = {"depth": 128, "width": 32, "batch": 128, "biases": "none", "loss": "cros
 CHOICES = [{"biases": "zero"}, {"biases": "uniform"}, {"loss": "squared error"}, {"inputs": "from 0 to 1"}]
 
 EXPERIMENTS = {  # name: settings, optimisers, seeds, epochs
-    "figure-5": ([{}], PAPER, 10, 100),
-    "figure-5-rates": ([{}], [m(r) for m, r in product(METHODS, LARGER + GRID)], 3, 20),
-    "figure-5-choices": (CHOICES, PAPER, 3, 40),
-    "figure-9": ([{"width": 128}], PAPER, 3, 20),
+    "figure-5": ([{}], PAPER, 10, 60),
+    "figure-5-rates": ([{}], [m(r) for m, r in product(METHODS, LARGER + GRID)], 3, 10),
+    "figure-5-choices": (CHOICES, PAPER, 3, 30),
+    "figure-9": ([{"width": 128}], PAPER, 3, 10),
 }
 
 
