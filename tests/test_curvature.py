@@ -317,6 +317,16 @@ def test_targets_that_do_not_fit_raise(quantity):
             quantity(net, x, targets, rng(), 2**30)
 
 
+@all_quantities
+@pytest.mark.parametrize("kind", ["zero", "uniform"])
+def test_networks_with_biases_raise(quantity, kind):
+    _, x, y = case("linear", depth=2, width=12)
+    sizes = {"depth": 2, "width": 12, "inputs": 4, "outputs": 2, "seeds": 2}
+    net = mlp(**sizes, law=he, activation="linear", biases=kind, generator=rng())
+    with pytest.raises(ValueError, match=r"^Curvature is measured on networks without biases\.$"):
+        quantity(net, x, y, rng(), 2**30)
+
+
 # ---- vectors, columns and blocks
 
 

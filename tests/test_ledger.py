@@ -290,7 +290,12 @@ def with_steps_of_gradient_descent(rmsprop):
 
 
 @pytest.mark.parametrize(
-    ("chapter", "id"), [("07-chain-escape", "rmsprop-at-most"), ("08-chain-noise", "noise-still-slower")]
+    ("chapter", "id"),
+    [
+        ("07-chain-escape", "rmsprop-at-most"),
+        ("08-chain-noise", "noise-still-slower"),
+        ("17-adaptive-methods", "scale-invisible"),
+    ],
 )
 def test_an_rmsprop_that_is_gradient_descent_stops_its_chapters(chapter, id, monkeypatch):
     from vclib import escape
@@ -298,6 +303,15 @@ def test_an_rmsprop_that_is_gradient_descent_stops_its_chapters(chapter, id, mon
     monkeypatch.setattr(escape, "rmsprop", with_steps_of_gradient_descent(escape.rmsprop))
     with pytest.raises(AssertionError, match=id):
         run_chapter(BOOK / f"{chapter}.ipynb")
+
+
+def test_half_a_step_stops_the_chapter_on_training(monkeypatch):
+    from vclib.training import SGD
+
+    genuine = SGD.update
+    monkeypatch.setattr(SGD, "update", lambda self, w, g, *rest: genuine(self, w, g / 2, *rest))
+    with pytest.raises(AssertionError, match="ensemble-is-runs"):
+        run_chapter(BOOK / "12-mlp-training.ipynb")
 
 
 def test_swapped_block_means_stop_the_introduction(monkeypatch):

@@ -1,8 +1,12 @@
 """A check can fail: each core formula is broken on purpose, and the small check beside it must turn red."""
 
+import inspect
+import sys
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction as Q
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import mpmath
 import numpy as np
@@ -11,7 +15,7 @@ import torch
 from scipy import special, stats
 from scipy.integrate import solve_ivp
 
-from vclib import chain, curvature, escape, initialization, moments, networks, normlaw
+from vclib import chain, curvature, escape, initialization, moments, networks, normlaw, training
 from vclib.initialization import WeightLaw, he
 from vclib.networks import MLP, mlp
 
@@ -280,6 +284,107 @@ def signals():
         np.testing.assert_allclose(above, 2 * w @ np.maximum(below, 0), rtol=1e-12)
 
 
+def labelled(activation="tanh"):
+    net, x, _ = small_net(activation)
+    return net, (x, torch.tensor([0, 1, 1, 0, 1]))
+
+
+def ensemble(optimizers, *, activation="tanh", **options):
+    net, data = labelled(activation)
+    return training.train(net, optimizers, data, data, **({"batch": 5, "dtype": torch.float64} | options))
+
+
+def descent_of_torch(optimiser, batches, max_norm=None, **options):
+    """The weights of the second seed after these batches, by autograd."""
+    net, (x, y) = labelled()
+    weights = [w[1:2].clone().requires_grad_() for w in (net.a, *net.hidden, net.b)]
+    optim = optimiser(weights, **options)
+    for batch in batches:
+        optim.zero_grad()
+        outputs = MLP(weights[0], tuple(weights[1:-1]), weights[-1], net.activation)(x[batch])[0]
+        torch.nn.functional.cross_entropy(outputs, y[batch]).backward()
+        if max_norm:
+            torch.nn.utils.clip_grad_norm_(weights, max_norm)
+        optim.step()
+    return [w.detach()[0] for w in weights]
+
+
+def assert_second_seed(net, weights):
+    for w, right in zip((net.a, *net.hidden, net.b), weights, strict=True):
+        np.testing.assert_allclose(w[1], right, rtol=0, atol=1e-10)
+
+
+def ensemble_optimisers():
+    cases = (
+        (training.SGD(0.1, momentum=0.9), torch.optim.SGD, {"momentum": 0.9}),
+        (training.RMSprop(0.1, beta2=0.9), torch.optim.RMSprop, {"alpha": 0.9}),
+        (training.Adam(0.1), torch.optim.Adam, {}),
+        (training.Adam(0.1, weight_decay=0.5), torch.optim.AdamW, {"weight_decay": 0.5}),
+        (training.Clipped(0.1, max_norm=0.1), torch.optim.SGD, {"max_norm": 0.1}),
+    )
+    history = ensemble([rule for rule, *_ in cases], epochs=4)
+    for trained, (_, optimiser, options) in zip(history.networks, cases, strict=True):
+        assert_second_seed(trained, descent_of_torch(optimiser, 4 * [slice(None)], lr=0.1, **options))
+
+
+def ensemble_gradients():
+    x, y = torch.randn(3, 5, 3, dtype=torch.float64, generator=rng()), torch.tensor([[0, 1, 1, 0, 1]]).repeat(3, 1)
+    for activation, loss in (("tanh", "cross-entropy"), ("relu", "squared error")):
+        net, _ = labelled(activation)
+        members = training._Members(net, 2, loss, x.device, x.dtype)
+        members.run(x, y)
+        for block, gradient in zip(members.blocks, members.gradients, strict=True):
+            along, sides = torch.arange(1.0, block.numel() + 1, dtype=x.dtype).cos().view(block.shape), []
+            for step in (1e-5, -2e-5, 1e-5):
+                block += step * along
+                sides.append(members.run(x, y, backward=False)[0])
+            derivative = (gradient * along).sum(dim=(0, 3, 4))
+            torch.testing.assert_close((sides[0] - sides[1]) / 2e-5, derivative, rtol=1e-5, atol=1e-8)
+
+
+def ensemble_batches():
+    """Two epochs of two batches, each in the order of the second seed."""
+    orders = [np.random.default_rng([0, 1, epoch]).permutation(5) for epoch in (1, 2)]
+    batches = [order[at : at + 2] for order in orders for at in (0, 2)]
+    history = ensemble([training.SGD(0.1)], epochs=2, batch=2)
+    assert_second_seed(history.networks[0], descent_of_torch(torch.optim.SGD, batches, lr=0.1))
+
+
+@dataclass(frozen=True)
+class Burst:
+    """Gradient descent whose weights are infinite after its seventh step, for ever or for one batch."""
+
+    step_size: float
+    recovers: bool
+
+    def update(self, w, g, memory, k, step_size, norm):
+        w -= step_size * g
+        if k == 7:
+            memory["w"] = w.clone()
+            w.fill_(torch.inf)
+        elif k == 8 and self.recovers:
+            w.copy_(memory["w"])
+
+
+def ensemble_divergence():
+    for recovers in (False, True):
+        history, good = (ensemble([Burst(0.1, recovers)], batch=1, epochs=epochs) for epochs in (4, 1))
+        assert np.all(good.diverged == 0)
+        assert np.all(history.diverged == 2)
+        assert np.all(np.isnan(history.train_loss[2:]))
+        np.testing.assert_array_equal(history.train_loss[:2], good.train_loss)
+        assert torch.equal(history.networks[0].b, good.networks[0].b)
+
+
+def ensemble_checkpoint():
+    rules = [training.SGD(0.1, momentum=0.9), training.Adam(0.1)]
+    with TemporaryDirectory() as folder:
+        for epochs in (2, 4):
+            history = ensemble(rules, epochs=epochs, batch=2, checkpoint=Path(folder) / "run.pt")
+    straight = ensemble(rules, epochs=4, batch=2)
+    np.testing.assert_array_equal(history.train_loss, straight.train_loss)
+
+
 def contour_with(factor=1.0, right=lambda right: right):
     """``factor`` multiplies the weight of the first node, ``right`` chooses the line."""
 
@@ -460,6 +565,65 @@ def means_of_the_other_blocks(original):
         return off, own, *errors
 
     return means
+
+
+def rewritten(old, new):
+    """The same function with one piece of its source replaced."""
+
+    def mutate(original):
+        source = inspect.getsource(original)
+        if source.count(old) != 1:
+            raise LookupError(f"{original.__name__} has this {source.count(old)} times: {old}")
+        scope = dict(vars(sys.modules[original.__module__]))
+        exec(source.replace(old, new), scope)
+        return scope[original.__name__]
+
+    return mutate
+
+
+def step_size_times(factor):
+    """An optimiser whose step size is multiplied by ``factor(self, k)``."""
+
+    def mutate(original):
+        def update(self, w, g, memory, k, step_size, norm):
+            original(self, w, g, memory, k, step_size * factor(self, k), norm)
+
+        return update
+
+    return mutate
+
+
+def averaged_heavy_ball(original):
+    def update(self, w, g, memory, k, step_size, norm):
+        original(self, w, (1 - self.momentum) * g, memory, k, step_size, norm)
+
+    return update
+
+
+def summed_squares(original):
+    def update(self, w, g, memory, k, step_size, norm):
+        v = memory["v"] = self.beta2 * memory.get("v", 0.0) + g * g
+        w.sub_(step_size * g / (v.sqrt() + self.eps))
+
+    return update
+
+
+def decay_in_the_gradient(original):
+    def update(self, w, g, memory, k, step_size, norm):
+        original(replace(self, weight_decay=0.0), w, g + self.weight_decay * w, memory, k, step_size, norm)
+
+    return update
+
+
+def losses_with(change):
+    def mutate(original):
+        def loss(self, outputs, labels):
+            losses, delta = original(self, outputs, labels)
+            return losses, change(self.loss, delta, torch.zeros_like(outputs).scatter_(1, labels, 1.0))
+
+        return loss
+
+    return mutate
 
 
 MUTANTS = {
@@ -770,6 +934,117 @@ MUTANTS = {
         normlaw,
         "simulate",
         lambda f: lambda draw, z, *, sigma2, **law: f(draw, z, sigma2=sigma2**2, **law),
+    ),
+    "an ensemble's momentum that averages": (ensemble_optimisers, training.SGD, "update", averaged_heavy_ball),
+    "an ensemble's running size that sums": (ensemble_optimisers, training.RMSprop, "update", summed_squares),
+    "an ensemble's Adam without the first correction": (
+        ensemble_optimisers,
+        training.Adam,
+        "update",
+        step_size_times(lambda self, k: 1 - self.beta1**k),
+    ),
+    "an ensemble's Adam without the second correction": (
+        ensemble_optimisers,
+        training.Adam,
+        "update",
+        step_size_times(lambda self, k: (1 - self.beta2**k) ** -0.5),
+    ),
+    "an ensemble's Adam whose first step is its second": (
+        ensemble_optimisers,
+        training._Group,
+        "step",
+        lambda f: lambda self, k: f(self, k + 1),
+    ),
+    "weight decay in the gradient": (ensemble_optimisers, training.Adam, "update", decay_in_the_gradient),
+    "clipping by the norm of the read-in": (
+        ensemble_optimisers,
+        training,
+        "_norm",
+        lambda f: lambda gradients, *columns: f(gradients[:1], *columns),
+    ),
+    "clipping by the square of the norm": (
+        ensemble_optimisers,
+        training,
+        "_norm",
+        lambda f: lambda *arguments: f(*arguments) ** 2,
+    ),
+    "a softmax from which no target is subtracted": (
+        ensemble_gradients,
+        training._Members,
+        "_loss",
+        losses_with(lambda loss, delta, one_hot: delta + one_hot if loss == "cross-entropy" else delta),
+    ),
+    "the gradient of twice the squared error": (
+        ensemble_gradients,
+        training._Members,
+        "_loss",
+        losses_with(lambda loss, delta, one_hot: 2 * delta if loss == "squared error" else delta),
+    ),
+    "a gradient through tanh with h in place of its square": (
+        ensemble_gradients,
+        training._Members,
+        "_through",
+        lambda f: lambda self, delta, h: delta.mul_(1 - h) if self.activation == "tanh" else f(self, delta, h),
+    ),
+    "a gradient through closed gates": (
+        ensemble_gradients,
+        training._Members,
+        "_through",
+        lambda f: lambda self, delta, h: delta if self.activation == "relu" else f(self, delta, h),
+    ),
+    "a read-in that sees the samples of the first seed": (
+        ensemble_gradients,
+        training._Members,
+        "_backward",
+        lambda f: lambda self, x, delta: f(self, x[:1].expand(x.shape), delta),
+    ),
+    "the same order of the samples in every epoch": (
+        ensemble_batches,
+        training,
+        "_orders",
+        lambda f: lambda seed, seeds, epoch, n: f(seed, seeds, 1, n),
+    ),
+    "the same order of the samples for every seed": (
+        ensemble_batches,
+        training,
+        "_orders",
+        lambda f: lambda seed, seeds, epoch, n: np.repeat(f(seed, 1, epoch, n), seeds, axis=0),
+    ),
+    "diverged members that stay where they are": (
+        ensemble_divergence,
+        training,
+        "train",
+        rewritten("block[:, s, c] = old[:, s, c]", "pass"),
+    ),
+    "diverged members set back to the last step": (
+        ensemble_divergence,
+        training,
+        "train",
+        rewritten("before = [block.clone() for block", "before = [block for block"),
+    ),
+    "a divergence that the next batch makes good": (
+        ensemble_divergence,
+        training,
+        "train",
+        rewritten("finite &= losses.isfinite()", "finite = losses.isfinite()"),
+    ),
+    "a divergence that is not reported": (
+        ensemble_divergence,
+        training._Members,
+        "run",
+        lambda f: lambda self, x, y, **options: tuple(v.nan_to_num() for v in f(self, x, y, **options)),
+    ),
+    "a checkpoint that forgets the momentum": (
+        ensemble_checkpoint,
+        training,
+        "_resume",
+        rewritten("group.remember(memories)", "pass"),
+    ),
+    "a checkpoint that counts its epoch twice": (
+        ensemble_checkpoint,
+        training,
+        "_resume",
+        rewritten("return epoch, seconds", "return epoch - 1, seconds"),
     ),
 }
 

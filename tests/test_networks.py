@@ -137,3 +137,66 @@ def test_a_size_that_is_none_raises(name, bad):
 def test_an_unknown_activation_raises():
     with pytest.raises(ValueError, match="'sigmoid' is unknown; choose one of linear, relu, tanh"):
         draw(activation="sigmoid")
+
+
+# ---- biases
+
+
+def test_each_layer_has_a_bias_of_its_units():
+    shapes = [(3, 7), (3, 7), (3, 7), (3, 2)]
+    assert [bias.shape for bias in draw(depth=2, width=7, biases="uniform").biases] == shapes
+    zeros = draw(depth=2, width=7, biases="zero").biases
+    assert [bias.shape for bias in zeros] == shapes
+    assert not any(bias.any() for bias in zeros)
+    assert {bias.dtype for bias in zeros} == {torch.float64}
+    assert draw().biases == draw(biases="none").biases == ()
+
+
+def test_uniform_biases_are_drawn_as_torch_draws_them():
+    """Uniform on an interval with the fan-in of the same layer: its ends are nearly reached, its variance is right."""
+    net = draw(inputs=400, outputs=25, width=100, depth=2, seeds=40, biases="uniform")
+    for bias, matrix in zip(net.biases, (net.a, *net.hidden, net.b), strict=True):
+        end = matrix.shape[2] ** -0.5
+        assert end * (1 - 20 / bias.numel()) < bias.max() < end
+        assert -end < bias.min() < -end * (1 - 20 / bias.numel())
+        assert abs(bias.mean()) < 4 * end / (3 * bias.numel()) ** 0.5
+        assert abs(3 * bias.square().mean() / end**2 - 1) < 4 * (0.8 / bias.numel()) ** 0.5
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(matrix.shape[2], 10_000, dtype=torch.float64)
+        assert end * 0.99 < layer.bias.abs().max() <= end
+
+
+@modest
+@given(st.integers(0, 10**6), st.sampled_from([he, orthogonal]))
+def test_weights_do_not_depend_on_the_kind_of_biases(seed, law):
+    none, *others = (draw(seed, law=law, biases=kind) for kind in ("none", "zero", "uniform"))
+    for net in others:
+        for w, right in zip((net.a, *net.hidden, net.b), (none.a, *none.hidden, none.b), strict=True):
+            assert torch.equal(w, right)
+
+
+@pytest.mark.parametrize("kind", ["none", "zero", "uniform"])
+@pytest.mark.parametrize("activation", ["linear", "relu", "tanh"])
+@pytest.mark.parametrize("sizes", [{}, {"width": 1, "outputs": 1}, {"depth": 1, "inputs": 1, "seeds": 1}])
+def test_networks_with_biases_are_those_of_torch(kind, activation, sizes):
+    net = draw(activation=activation, biases=kind, **sizes)
+    x, modules = inputs(6, net.a.shape[2]), {"linear": torch.nn.Identity, "relu": torch.nn.ReLU, "tanh": torch.nn.Tanh}
+    for s in range(len(net.a)):
+        layers = []
+        for k, matrix in enumerate((net.a, *net.hidden, net.b)):
+            layer = torch.nn.Linear(matrix.shape[2], matrix.shape[1], bias=kind != "none", dtype=torch.float64)
+            with torch.no_grad():
+                layer.weight.copy_(matrix[s])
+                if net.biases:
+                    layer.bias.copy_(net.biases[k][s])
+            layers += [layer, modules[activation]()]
+        right = torch.nn.Sequential(*layers[:-1])(x).detach()
+        torch.testing.assert_close(net(x)[s], right, rtol=1e-12, atol=1e-14)
+        targets = inputs(6, net.b.shape[1], seed=1)
+        half = torch.nn.functional.mse_loss(right, targets, reduction="sum") / 12
+        torch.testing.assert_close(net.losses(x, targets)[s], half, rtol=1e-12, atol=0)
+
+
+def test_unknown_biases_raise():
+    with pytest.raises(ValueError, match=r"^Biases 'normal' are unknown; choose one of none, zero, uniform\.$"):
+        draw(biases="normal")

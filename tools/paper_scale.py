@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="instead of the experiment's own number")
     parser.add_argument("--checkpoints", type=Path, default=ROOT / "_build/paper", help="folder for what is unfinished")
     arguments = parser.parse_args()
+    code = results.revision()
     changes, optimizers, seeds, epochs = EXPERIMENTS[arguments.experiment]
     epochs = arguments.epochs or epochs
     settings = [
@@ -95,6 +96,7 @@ def main() -> None:
         seconds=sum(seconds for _, seconds in parts),
         seeds=list(range(seeds)),
         parameters=BASE | {"changes": changes, "epochs": epochs, "generator": 0, "measured": 5000},
+        code=code,
     )
     print(f"Stored {path}.")
 

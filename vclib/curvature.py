@@ -14,7 +14,7 @@ below 1e-38, where float32 ends; for float32 networks a warning says so when it 
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -656,7 +656,7 @@ def _over_seeds(
     parts = []
     for first in range(0, len(net.a), together):
         chosen = slice(first, first + together)
-        group = MLP(net.a[chosen], tuple(w[chosen] for w in net.hidden), net.b[chosen], net.activation)
+        group = replace(net, a=net.a[chosen], hidden=tuple(w[chosen] for w in net.hidden), b=net.b[chosen])
         parts.append(measure(_Pass(group, x, y)))
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 

@@ -33,9 +33,10 @@ class Result:
         """Say in one sentence, for a caption, where the numbers come from."""
         p = self.provenance
         cuda = f", CUDA {p['cuda']}" if p["cuda"] else ""
+        time = f"{p['seconds']} seconds" if p["seconds"] < 120 else f"{p['seconds'] / 60:.0f} minutes"
         return (
-            f"Stored result of {p['date'][:10]}: {p['device']}, PyTorch {p['torch']}{cuda}, "
-            f"{p['seconds'] / 60:.0f} minutes, revision {p['revision']}."
+            f"Stored result of {p['date'][:10]}: {p['device']}, PyTorch {p['torch']}{cuda}, {time}, "
+            f"revision {p['revision']}."
         )
 
 
@@ -59,6 +60,19 @@ def load(name: str, *, folder: Path = FOLDER) -> Result | None:
         raise ValueError(f"The stored result {file} is damaged; restore it with git, or run it anew.") from error
 
 
+def revision() -> str:
+    """Return the git revision of the code, with "-dirty" if vclib or tools have changed since, or "unknown"."""
+    git = ["git", "-C", str(PACKAGE.parent)]
+    try:
+        head, changed = (
+            subprocess.run(git + command, capture_output=True, text=True, check=True).stdout.strip()
+            for command in (["rev-parse", "--short=7", "HEAD"], ["status", "--porcelain", "--", "vclib", "tools"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{head}-dirty" if changed else head
+
+
 def store(
     name: str,
     values: dict[str, Any],
@@ -66,11 +80,13 @@ def store(
     seconds: float,
     seeds: list[int],
     parameters: dict[str, Any],
+    code: str | None = None,
     folder: Path = FOLDER,
 ) -> Path:
     """Write a result and its provenance to ``folder/name.json``, and return the path.
 
-    Numbers keep five significant digits; NaN and infinity become null.
+    Numbers keep five significant digits; NaN and infinity become null. ``code`` is the :func:`revision` that a long
+    run was started with; without it, the present one is noted.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as place:
@@ -85,19 +101,21 @@ def store(
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "seconds": round(seconds),
         "seeds": seeds,
-        "parameters": parameters,
-        "revision": _revision(),
+        "parameters": _short(parameters),
+        "revision": code or revision(),
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     new = path.with_suffix(".new")
-    content = json.dumps({"provenance": provenance, "values": _short(values)}, separators=(",", ":"))
+    content = json.dumps({"provenance": provenance, "values": _short(values)}, separators=(",", ":"), allow_nan=False)
     new.write_text(content + "\n", encoding="utf-8")
     new.replace(path)
     return path
 
 
 def _short(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # numpy and torch
+        value = value.tolist()
     if isinstance(value, dict):
         return {key: _short(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -112,11 +130,3 @@ def _device() -> str:
         return torch.cuda.get_device_name()
     model = platform.processor() or platform.machine()
     return f"CPU ({model}, {torch.get_num_threads()} threads)"
-
-
-def _revision() -> str:
-    command = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty", "--abbrev=7"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

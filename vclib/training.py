@@ -10,12 +10,13 @@ The optimisers are those of torch.optim, to rounding. A rule of your own is an o
 """
 
 import hashlib
+import io
 import itertools
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,13 @@ class DamagedCheckpoint(RuntimeError):
     """A checkpoint cannot be read; the message names it and says what to do."""
 
 
-def _check(optimizer: Any, **shares: float) -> None:
-    if not 0 <= optimizer.step_size < float("inf"):
-        raise ValueError(f"The step size of an optimiser is a number from 0, not {optimizer.step_size!r}.")
-    for name, value in shares.items():
-        if not 0 <= value < 1:
-            raise ValueError(f"{name} must be at least 0 and below 1, not {value!r}.")
+def _check(optimizer: Any, *shares: str) -> None:
+    """All numbers of an optimiser are at least 0 and finite, and its ``shares`` are below 1."""
+    for name, value in vars(optimizer).items():
+        most = 1 if name in shares else float("inf")
+        if not isinstance(value, Real) or not 0 <= value < most:
+            accepted = "at least 0 and below 1" if name in shares else "a number from 0"
+            raise ValueError(f"The {name} of {type(optimizer).__name__} is {accepted}, not {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,10 @@ class SGD:
     of the gradient ``g`` that belongs to it, a dictionary ``memory`` for this piece that is empty before step k = 1,
     and two tensors that broadcast to the members: their step sizes, and the norms of their whole gradients (None
     unless the class says ``needs_norm = True``). What it puts into ``memory`` must be tensors of the shape of ``w``.
+    Rules are told apart by their attributes, so a rule is best a frozen dataclass.
 
-    Raises ValueError for a negative step size, or a momentum outside [0, 1).
+    Raises ValueError if a number is negative or not finite, or a share such as the momentum is not below 1. So do the
+    optimisers below.
 
     Source: torch.optim.SGD.
 
@@ -63,7 +67,7 @@ class SGD:
     momentum: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self, momentum=self.momentum)
+        _check(self, "momentum")
 
     def update(self, w, g, memory, k, step_size, norm) -> None:
         """One step."""
@@ -86,7 +90,7 @@ class RMSprop:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        _check(self, beta2=self.beta2)
+        _check(self, "beta2")
 
     def update(self, w, g, memory, k, step_size, norm) -> None:
         """One step."""
@@ -113,7 +117,7 @@ class Adam:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self, beta1=self.beta1, beta2=self.beta2)
+        _check(self, "beta1", "beta2")
 
     def update(self, w, g, memory, k, step_size, norm) -> None:
         """One step."""
@@ -238,11 +242,14 @@ def train(
     >>> history.train_accuracy.shape, bool(history.train_accuracy[-1].mean() > 0.9)
     ((21, 2, 3), True)
     """
+    if not isinstance(optimizers, Sequence):
+        raise ValueError(f"Give a list of optimisers such as [SGD(0.1), Adam(1e-3)], not {optimizers!r}.")
     optimizers = tuple(optimizers)
+    train_set, test_set = (tuple(torch.as_tensor(part) for part in both) for both in (train_set, test_set))
     _check_arguments(net, optimizers, train_set, test_set, epochs, batch, loss, seed, measured)
+    epochs, batch, seed, measured = int(epochs), int(batch), int(seed), int(measured)
     device = net.a.device if device is None else device
-    (x, y), test_set = (tuple(part.to(device) for part in both) for both in (train_set, test_set))
-    x, test_set = x.to(dtype), (test_set[0].to(dtype), test_set[1])
+    (x, y), test = ((images.to(device, dtype), labels.to(device).long()) for images, labels in (train_set, test_set))
     members = _Members(net, len(optimizers), loss, device, dtype)
     groups = _groups(optimizers, members)
     shape = (epochs + 1, len(optimizers), members.seeds)
@@ -256,7 +263,7 @@ def train(
     begun -= seconds
     steps, first = len(x) // batch, max(done + 1, 1)
     if done < 0:
-        _measure(members, curves, diverged, 0, (x[:measured], y[:measured]), test_set)
+        _measure(members, curves, diverged, 0, (x[:measured], y[:measured]), test)
         _save(path, settings, members, groups, curves, diverged, 0, time.perf_counter() - begun)
     for at in progress(range((first - 1) * steps, epochs * steps), f"{len(optimizers)} x {members.seeds} networks"):
         epoch, step = at // steps + 1, at % steps
@@ -271,7 +278,7 @@ def train(
             group.step(at + 1)
         if step == steps - 1:
             bad = (diverged > 0) | ~finite.T.cpu()
-            _measure(members, curves, bad, epoch, (x[:measured], y[:measured]), test_set)
+            _measure(members, curves, bad, epoch, (x[:measured], y[:measured]), test)
             bad |= curves["train_loss"][epoch].isnan()
             diverged[bad & (diverged == 0)] = epoch
             for s, c in bad.T.nonzero().tolist():
@@ -419,25 +426,43 @@ class _Group:
         self.rule, self.step_size = optimizers[0], [o.step_size for o in optimizers]
         self.step_size = torch.tensor(self.step_size, dtype=torch.float64).to(members.blocks[0])[:, None, None]
         self.columns, self.members = columns, members
-        pieces = [
-            (w[i : i + r.step, :, columns], g[i : i + r.step, :, columns])
+        self.pieces = [  # for each block: weights, gradients and memory, a few layers at a time
+            [(w[i : i + r.step, :, columns], g[i : i + r.step, :, columns], {}) for i in r]
             for w, g in zip(members.blocks, members.gradients, strict=True)
             for r in [rows(w)]
-            for i in r
         ]
-        self.pieces = [(w, g, {}) for w, g in pieces]
 
     def step(self, k: int) -> None:
         norm = None
         if getattr(self.rule, "needs_norm", False):
             norm = _norm(self.members.gradients, self.columns)[:, :, None, None]
-        for w, g, memory in self.pieces:
+        for w, g, memory in itertools.chain.from_iterable(self.pieces):
             self.rule.update(w, g, memory, k, self.step_size, norm)
+
+    def memories(self) -> list[dict[str, torch.Tensor]]:
+        """What the rule remembers, one dictionary for each block."""
+        found = [[memory for _, _, memory in pieces] for pieces in self.pieces]
+        return [{name: torch.cat([m[name] for m in block]) for name in block[0]} for block in found]
+
+    def remember(self, memories: Sequence[dict[str, torch.Tensor]]) -> None:
+        """Put back what :meth:`memories` returned."""
+        for pieces, whole in zip(self.pieces, memories, strict=True):
+            at = 0
+            for w, _, memory in pieces:
+                memory.update({name: tensor[at : at + len(w)].clone() for name, tensor in whole.items()})
+                at += len(w)
+
+
+def _describe(optimizer: Any, *, without: str = "") -> str:
+    """Name and numbers of an optimiser, as text; numpy's numbers as Python's."""
+    numbers = getattr(optimizer, "__dict__", {"repr": repr(optimizer)}).items()
+    numbers = {k: v.item() if isinstance(v, np.generic) else v for k, v in numbers if k != without}
+    return f"{type(optimizer).__qualname__}({numbers})"
 
 
 def _groups(optimizers: Sequence[Any], members: _Members) -> list[_Group]:
     groups, at = [], 0
-    for _, same in itertools.groupby(optimizers, key=lambda o: (type(o), repr({**vars(o), "step_size": 0}))):
+    for _, same in itertools.groupby(optimizers, key=lambda o: _describe(o, without="step_size")):
         same = list(same)
         groups.append(_Group(same, slice(at, at + len(same)), members))
         at += len(same)
@@ -478,22 +503,24 @@ def _settings(net, optimizers, train_set, test_set, batch, loss, seed, measured,
     for tensor in (*train_set, *test_set, net.a, *net.hidden, net.b, *net.biases):
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return repr((digest.hexdigest(), net.activation, optimizers, batch, loss, seed, measured, str(dtype)))
+    rules = [_describe(optimizer) for optimizer in optimizers]
+    return repr((digest.hexdigest(), net.activation, rules, batch, loss, seed, measured, str(dtype)))
 
 
 def _save(path: Path | None, settings: str, members: _Members, groups, curves, diverged, epoch, seconds) -> None:
-    """Write the checkpoint beside its place, then move it there in one step."""
+    """Write the checkpoint and its digest beside its place, then move it there in one step."""
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    memories = [memory for group in groups for _, _, memory in group.pieces]
     content = {"settings": settings, "epoch": epoch, "seconds": seconds, "blocks": members.blocks}
     content |= {"curves": {name: curve[: epoch + 1].clone() for name, curve in curves.items()}, "diverged": diverged}
-    content |= {"memories": memories}
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
+    content |= {"memories": [group.memories() for group in groups]}
+    new = path.with_name(f"{path.name}.new")
     try:
-        with open(new, "wb") as file:
+        with open(new, "w+b") as file:
             torch.save(content, file)
+            file.seek(0)
+            file.write(_digest(file.read()))
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, path)
@@ -501,22 +528,28 @@ def _save(path: Path | None, settings: str, members: _Members, groups, curves, d
         new.unlink(missing_ok=True)
 
 
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
 def _resume(path: Path, settings: str, members: _Members, groups, curves, diverged) -> tuple[int, float]:
     """Put everything back as the checkpoint has it, and return its epoch and its seconds."""
     try:
-        content = torch.load(path, map_location=members.blocks[0].device, weights_only=True)
+        raw = path.read_bytes()
+        if _digest(raw[:-16]) != raw[-16:]:
+            raise ValueError("The digest does not fit.")
+        content = torch.load(io.BytesIO(raw[:-16]), map_location=members.blocks[0].device, weights_only=True)
         epoch, seconds, known = content["epoch"], content["seconds"], content["settings"]
-        blocks, memories = content["blocks"], content["memories"]
     except Exception as error:
         raise DamagedCheckpoint(f"The checkpoint {path} cannot be read; delete it to start again.") from error
     rows = len(curves["train_loss"])
     if known != settings or epoch >= rows:
         what = "another run" if known != settings else f"a run of {epoch} epochs, not of {rows - 1}"
         raise ValueError(f"The checkpoint {path} belongs to {what}; name another file, or delete it to start again.")
-    for block, saved in zip(members.blocks, blocks, strict=True):
+    for block, saved in zip(members.blocks, content["blocks"], strict=True):
         block.copy_(saved)
-    for (_, _, memory), saved in zip((piece for group in groups for piece in group.pieces), memories, strict=True):
-        memory.update(saved)
+    for group, memories in zip(groups, content["memories"], strict=True):
+        group.remember(memories)
     for name, curve in curves.items():
         curve[: epoch + 1] = content["curves"][name].cpu()
     diverged.copy_(content["diverged"])
