@@ -9,9 +9,10 @@ import argparse
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from vclib import data, initialization, networks, results, runtime, training
+from vclib import data, initialization, networks, rays, results, runtime, training
 from vclib.training import SGD, Adam, RMSprop
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,6 +38,21 @@ def images(inputs: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(x.to(runtime.device()), s.labels.to(runtime.device())) for x, s in zip(pixels, sets, strict=True)]
 
 
+def on_ray(net: networks.MLP, x: torch.Tensor, y: torch.Tensor) -> dict[str, list]:
+    """For each seed: share outside the ray, classes that get at least one in a hundred images, best loss on a ray."""
+    h = rays.features(net, x)[-1]
+    named = [torch.bincount(f.argmax(dim=1), minlength=10) for f in net(x)]
+    lengths = h.norm(dim=1).double().cpu().numpy()
+    good = [np.isfinite(r).all() for r in lengths]
+    return {
+        "outside_share": rays.outside_share(h).tolist(),
+        "classes": [int((count >= len(x) / 100).sum()) for count in named],
+        "ray_loss": [
+            rays.ray_loss(r, y.cpu(), classes=10) if g else np.nan for r, g in zip(lengths, good, strict=True)
+        ],
+    }
+
+
 def run(*, setting: dict, optimizers: list, seeds: int, epochs: int, checkpoint: Path) -> tuple[list[dict], float]:
     """Train one ensemble; return the curves of its members, one entry for each optimiser, and the seconds it took."""
     _, generator = runtime.generators(0)
@@ -52,10 +68,12 @@ def run(*, setting: dict, optimizers: list, seeds: int, epochs: int, checkpoint:
         biases=setting["biases"],
         device=runtime.device(),
     )
+    train_set, test_set = images(setting["inputs"])
     history = training.train(
         net,
         optimizers,
-        *images(setting["inputs"]),
+        train_set,
+        test_set,
         epochs=epochs,
         batch=setting["batch"],
         loss=setting["loss"],
@@ -64,6 +82,7 @@ def run(*, setting: dict, optimizers: list, seeds: int, epochs: int, checkpoint:
     entries = [
         {"optimizer": repr(optimizer), **setting, "diverged": history.diverged[c].tolist()}
         | {name: getattr(history, name)[:, c].T.tolist() for name in training.CURVES}
+        | on_ray(history.networks[c], *(part[:5000] for part in train_set))
         for c, optimizer in enumerate(optimizers)
     ]
     return entries, history.seconds
