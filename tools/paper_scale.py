@@ -28,6 +28,7 @@ EXPERIMENTS = {  # name: settings, optimisers, seeds, epochs
     "figure-5-rates": ([{}], [m(r) for m, r in product(METHODS, LARGER + GRID)], 3, 10),
     "figure-5-choices": (CHOICES, PAPER, 3, 30),
     "figure-9": ([{"width": 128}], PAPER, 3, 10),
+    "figure-9-momentum": ([{"width": 128}], [SGD(1e-5, momentum=0.9)], 3, 10),
 }
 
 
