@@ -2,6 +2,7 @@
 
 import os
 
-# torch's threads spin while they wait. On a busy machine with few cores that makes small matrix products up to ten
-# times slower, so let them sleep. It counts only before torch is imported for the first time.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Torch's threads spin while they wait for work, by default for so long that on a busy machine small matrix products
+# can take a hundred times longer. Threads that sleep at once make them three times slower on a quiet one. A short spin
+# costs nothing there, and little on a busy one. GNU's OpenMP reads this when torch is imported for the first time.
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")

@@ -29,6 +29,14 @@ SERVICES = re.compile(r"colab\.|mybinder|executablebooks|jupyterbook\.org")
 # Known findings of the theme, outside the article: `region` (parts of its frame lie in no landmark) and
 # `label-content-name-mismatch` (its search button). Axe therefore looks at the article only.
 ARTICLE = "article.bd-article"
+WIDEST = """() => [...document.querySelectorAll("article.bd-article *")]
+    .filter(element => {
+        while ((element = element.parentElement).tagName !== "MAIN")
+            if (getComputedStyle(element).overflowX !== "visible") return false;
+        return true;
+    })
+    .sort((a, b) => b.getBoundingClientRect().right - a.getBoundingClientRect().right)
+    .slice(0, 3).map(element => element.outerHTML.slice(0, 150))"""
 
 
 def unavailable() -> str:
@@ -134,7 +142,7 @@ def look(page, width, theme):
     if shown != theme:
         yield f"the theme shown is {shown!r}"
     if wide > width:
-        yield f"the page is {wide} px wide"
+        yield f"the page is {wide} px wide; the widest that does not scroll: {page.evaluate(WIDEST)}"
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -229,6 +237,10 @@ def test_links():
                     dead.append(here)
     assert not dead, f"links that lead nowhere: {sorted(set(dead))}"
     assert not foreign, f"links to other sites around the text: {sorted(set(foreign))}"
+
+
+def test_no_page_names_a_folder_of_this_machine():
+    assert not [name for name in PAGES if str(ROOT) in (SITE / name).read_text(encoding="utf-8")]
 
 
 def test_examples_of_the_api_are_examples():
