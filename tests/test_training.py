@@ -214,6 +214,16 @@ SMALL = {
 }
 
 
+@pytest.mark.parametrize("eps", [0.0, 1e-30, 1e-12, 1e-8, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_roots_are_lifted_from_zero_only_where_no_bit_changes(dtype, eps):
+    of = torch.finfo(dtype)
+    v = torch.cat([torch.zeros(1), torch.logspace(-45, 3, 4801)]).to(dtype)
+    v = torch.cat([v, torch.tensor([of.smallest_normal, of.smallest_normal / 8], dtype=dtype)])
+    assert torch.equal(training._root(v, eps).add(eps), v.sqrt().add(eps))
+    assert (training._root(v, eps)[0] > 0) or eps < 1e-8
+
+
 @pytest.mark.parametrize("sizes", SMALL.values(), ids=SMALL)
 def test_every_size_follows_torch(sizes):
     net = draw(biases="zero", seed=3, **sizes)

@@ -60,8 +60,8 @@ class SGD:
     r"""Stochastic gradient descent: :math:`m \leftarrow \mu m + g,\ w \leftarrow w - \eta m` with momentum :math:`\mu`.
 
     A rule changes one piece of the weights ``w`` in place: ``update(w, g, memory, k, step_size, norm)`` gets the piece
-    of the gradient ``g`` that belongs to it, a dictionary ``memory`` for this piece that is empty before step k = 1,
-    and two tensors that broadcast to the members: their step sizes, and the norms of their whole gradients (None
+    of the gradient ``g`` that belongs to it, which it may overwrite, a dictionary ``memory`` for this piece that is
+    empty before step k = 1, and two tensors that broadcast to the members: their step sizes, and the norms of their whole gradients (None
     unless the class says ``needs_norm = True``). What it puts into ``memory`` must be tensors of the shape of ``w``.
     Rules are told apart by their attributes, so a rule is best a frozen dataclass.
 
@@ -364,7 +364,7 @@ class _Members:
             if k:
                 torch.bmm(hidden[k - 1], h[k - 1], out=h[k])
             if bias:
-                h[k] += bias[0][k].view(together, width, 1)
+                h[k].add_(bias[0][k].view(together, width, 1))
             self._activate(h[k])
         outputs = torch.bmm(b.view(together, -1, width), h[depth])
         if bias:
