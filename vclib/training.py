@@ -61,8 +61,9 @@ class SGD:
 
     A rule changes one piece of the weights ``w`` in place: ``update(w, g, memory, k, step_size, norm)`` gets the piece
     of the gradient ``g`` that belongs to it, which it may overwrite, a dictionary ``memory`` for this piece that is
-    empty before step k = 1, and two tensors that broadcast to the members: their step sizes, and the norms of their whole gradients (None
-    unless the class says ``needs_norm = True``). What it puts into ``memory`` must be tensors of the shape of ``w``.
+    empty before step k = 1, and two tensors that broadcast to the members: their step sizes, and the norms of their
+    whole gradients (None unless the class says ``needs_norm = True``). What it puts into ``memory`` must be tensors of
+    the shape of ``w``.
     Rules are told apart by their attributes, so a rule is best a frozen dataclass.
 
     Raises ValueError if a number is negative or not finite, or a share such as the momentum is not below 1. So do the
