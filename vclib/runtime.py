@@ -71,8 +71,9 @@ def progress(items: Iterable[T], description: str = "", **options: Any) -> Itera
     >>> sum(progress(range(4)))
     6
     """
-    live = sys.stderr.isatty() or ("ipykernel" in sys.modules and not os.environ.get("VCLIB_STATIC"))
-    return tqdm(items, desc=description, leave=False, disable=not live, **{"delay": 1} | options)
+    if not (sys.stderr.isatty() or ("ipykernel" in sys.modules and not os.environ.get("VCLIB_STATIC"))):
+        return items  # also a disabled bar would take a lock, which a killed process never gives back
+    return tqdm(items, desc=description, leave=False, **{"delay": 1} | options)
 
 
 def sweep(function: Callable[..., T], settings: Sequence[Mapping[str, Any]]) -> list[T]:
