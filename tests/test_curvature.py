@@ -2,6 +2,7 @@
 
 import warnings
 import weakref
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from vclib import chain, curvature
 from vclib.initialization import he, lecun, xavier
-from vclib.networks import MLP, mlp
+from vclib.networks import MLP, fcn, mlp
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch.func
 modest = settings(deadline=None, max_examples=40, derandomize=True)
@@ -325,6 +326,42 @@ def test_networks_with_biases_raise(quantity, kind):
     net = mlp(**sizes, law=he, activation="linear", biases=kind, generator=rng())
     with pytest.raises(ValueError, match=r"^Curvature is measured on networks without biases\.$"):
         quantity(net, x, y, rng(), 2**30)
+
+
+def convolutional(**options):
+    sizes = {"depth": 4, "channels": 3, "inputs": 2, "outputs": 2, "law": he, "activation": "relu", "seeds": 2}
+    net = fcn(**(sizes | options), generator=torch.Generator().manual_seed(1))
+    x = torch.randn(5, 2, 4, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return net, x, x.flip(0)
+
+
+@pytest.mark.parametrize("options", [{}, {"padding": "circular"}, {"batch_norm": True, "skip": 3}])
+def test_gradients_of_convolutional_networks_are_differences_of_the_loss(options):
+    net, x, y = convolutional(activation="tanh", **options)
+    norms = curvature.gradient_norms(net, x, y)
+    assert norms.shape == (2, 4)
+    for k in range(net.depth):
+        w, entries = net.hidden[k], []
+        for index in np.ndindex(*w.shape[1:]):
+            step = torch.zeros_like(w)
+            step[(slice(None), *index)] = 1e-6
+            up, down = (replace(net, hidden=(*net.hidden[:k], w + t * step, *net.hidden[k + 1 :])) for t in (1, -1))
+            entries.append((up.losses(x, y) - down.losses(x, y)) / 2e-6)
+        expected = torch.stack(entries).norm(dim=0)
+        assert torch.allclose(norms[:, k], expected, rtol=1e-5)
+    assert not any(w.requires_grad for w in net.hidden)
+
+
+def test_gradients_of_one_pixel_are_those_of_the_mlp():
+    net, x, y = convolutional(kernel=1)
+    dense = MLP(net.a[..., 0, 0], tuple(w[..., 0, 0] for w in net.hidden), net.b[..., 0, 0], "relu")
+    expected = curvature.gradient_norms(dense, x[..., 0, 0], y[..., 0, 0])
+    assert torch.allclose(curvature.gradient_norms(net, x[..., :1, :1], y[..., :1, :1]), expected, rtol=1e-10)
+
+
+def test_the_hessian_is_that_of_an_mlp():
+    with pytest.raises(ValueError, match=r"^The Hessian is measured on an MLP, not on an FCN\.$"):
+        curvature.hessian(*convolutional())
 
 
 # ---- vectors, columns and blocks

@@ -1,4 +1,6 @@
-"""The MLP of equation 1, held against a literal numpy evaluation with explicit gates."""
+"""The MLP of equation 1, held against numpy with explicit gates, and convolutional networks, against torch.nn."""
+
+import re
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vclib.initialization import he, lecun, orthogonal, xavier
-from vclib.networks import MLP, mlp
+from vclib.networks import MLP, fcn, mlp
 
 modest = settings(deadline=None, max_examples=25, derandomize=True)
 SIZES = {"depth": 4, "width": 3, "inputs": 5, "outputs": 2, "seeds": 3}
@@ -130,7 +132,7 @@ def test_the_generator_decides():
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("bad", [0, -1, 1.5])
 def test_a_size_that_is_none_raises(name, bad):
-    with pytest.raises(ValueError, match=f"The {name} of an MLP is a positive integer, not {bad}"):
+    with pytest.raises(ValueError, match=f"For an MLP, {name} is a positive integer, not {bad}"):
         draw(**{name: bad})
 
 
@@ -200,3 +202,96 @@ def test_networks_with_biases_are_those_of_torch(kind, activation, sizes):
 def test_unknown_biases_raise():
     with pytest.raises(ValueError, match=r"^Biases 'normal' are unknown; choose one of none, zero, uniform\.$"):
         draw(biases="normal")
+
+
+# ---- fully convolutional networks
+
+FCN_SIZES = {"depth": 7, "channels": 4, "inputs": 3, "outputs": 2, "seeds": 3, "law": he, "activation": "relu"}
+
+
+def draw_fcn(**changes):
+    return fcn(**(FCN_SIZES | changes), generator=torch.Generator().manual_seed(5))
+
+
+def images(n=6, inputs=3, rows=5, columns=7, seed=6):
+    return torch.randn(n, inputs, rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def of_torch_nn(net, s, x):
+    """What seed s computes, by the modules of torch.nn."""
+
+    def layer(w):
+        module = torch.nn.Conv2d(
+            *w.shape[1::-1], w.shape[-1], padding=w.shape[-1] // 2, padding_mode=net.padding, bias=False
+        ).double()
+        module.weight.data.copy_(w)
+        norm = torch.nn.BatchNorm2d(len(w), affine=False).double() if net.batch_norm else torch.nn.Identity()
+        return module, norm
+
+    phi = {"relu": torch.nn.ReLU(), "tanh": torch.nn.Tanh(), "linear": torch.nn.Identity()}[net.activation]
+    conv, norm = layer(net.a[s])
+    outputs = [phi(norm(conv(x)))]
+    for k, w in enumerate(net.hidden, start=1):
+        conv, norm = layer(w[s])
+        z = norm(conv(outputs[-1]))
+        outputs.append(phi(z + outputs[k - net.skip] if net.skip and k % net.skip == 0 else z))
+    return layer(net.b[s])[0](outputs[-1])
+
+
+@pytest.mark.parametrize("activation", ["linear", "relu", "tanh"])
+@pytest.mark.parametrize("padding", ["zeros", "circular"])
+@pytest.mark.parametrize(("kernel", "batch_norm", "skip"), [(3, False, 0), (5, False, 1), (3, True, 0), (3, True, 3)])
+def test_an_fcn_is_that_of_torch_nn(activation, padding, kernel, batch_norm, skip):
+    net = draw_fcn(activation=activation, padding=padding, kernel=kernel, batch_norm=batch_norm, skip=skip)
+    x = images()
+    expected = torch.stack([of_torch_nn(net, s, x) for s in range(3)])
+    assert expected.abs().max() > 1e-4
+    assert torch.allclose(net(x), expected, rtol=1e-10, atol=1e-12 * expected.abs().max().item())
+
+
+def test_an_fcn_of_one_pixel_is_an_mlp():
+    net = draw_fcn(kernel=1)
+    dense = MLP(net.a[..., 0, 0], tuple(w[..., 0, 0] for w in net.hidden), net.b[..., 0, 0], "relu")
+    x, y = images(rows=1, columns=1), images(inputs=2, rows=1, columns=1, seed=7)
+    assert torch.allclose(net(x)[..., 0, 0], dense(x[..., 0, 0]), rtol=1e-12, atol=0)
+    assert torch.allclose(net.losses(x, y), dense.losses(x[..., 0, 0], y[..., 0, 0]), rtol=1e-12, atol=0)
+    assert net.width == dense.width == 4
+
+
+@pytest.mark.parametrize("padding", ["zeros", "circular"])
+def test_only_circular_padding_lets_images_slide(padding):
+    net, x = draw_fcn(padding=padding), images()
+    slid = net(x.roll((2, 3), dims=(2, 3))).roll((-2, -3), dims=(3, 4))
+    assert torch.allclose(slid, net(x), rtol=1e-9, atol=1e-12) == (padding == "circular")
+
+
+def test_the_filters_have_the_variance_of_their_fans():
+    net = draw_fcn(depth=1, channels=60, seeds=2)
+    for w, fan_in in ((net.a, 27), (net.hidden[0], 540), (net.b, 540)):
+        assert w.var().item() == pytest.approx(2 / fan_in, rel=0.05)
+    assert net.width == 540
+
+
+def test_losses_of_an_fcn_are_sums_over_pixels():
+    net, x, y = draw_fcn(seeds=2), images(), images(inputs=2, seed=8)
+    expected = [sum(0.5 * ((y[i] - net(x)[s, i]) ** 2).sum() for i in range(6)) / 6 for s in range(2)]
+    assert torch.allclose(net.losses(x, y), torch.stack(expected), rtol=1e-12)
+    with pytest.raises(ValueError, match=r"Targets for these inputs have shape \(6, 2, 5, 7\), not \(6, 2, 7, 5\)"):
+        net.losses(x, y.mT)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"channels": 0}, "For an FCN, channels is a positive integer, not 0."),
+        ({"depth": -1}, "For an FCN, depth is a positive integer, not -1."),
+        ({"kernel": 2}, "The kernel of an FCN is odd, so that the resolution is kept, not 2."),
+        ({"kernel": 2.5}, "For an FCN, kernel is a positive integer, not 2.5."),
+        ({"padding": "reflect"}, "The padding 'reflect' is unknown; choose one of zeros, circular."),
+        ({"skip": -3}, "skip is a number of layers, or 0 for none, not -3."),
+        ({"activation": "gelu"}, "The activation 'gelu' is unknown; choose one of linear, relu, tanh."),
+    ],
+)
+def test_bad_sizes_of_an_fcn(changes, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        draw_fcn(**changes)

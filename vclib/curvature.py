@@ -19,7 +19,7 @@ from itertools import pairwise
 
 import torch
 
-from .networks import ACTIVATIONS, MLP, check_targets
+from .networks import ACTIVATIONS, FCN, MLP, check_targets
 from .runtime import progress
 
 MEMORY = 2**28  # bytes of working memory, unless a function is told otherwise
@@ -58,17 +58,22 @@ class SpectralDensity:
     weights: torch.Tensor
 
 
-def gradient_norms(net: MLP, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def gradient_norms(net: MLP | FCN, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     r"""Return :math:`\|\partial\mathcal L/\partial W^k\|_F` for every seed and layer.
 
-    Data ``x`` are (n, inputs) and ``y`` (n, outputs); the result is (seeds, L). Raises ValueError if their shapes do
-    not fit the networks.
+    Data ``x`` are (n, inputs) and ``y`` (n, outputs), and images (n, inputs, r, r) and (n, outputs, r, r) for
+    convolutional networks, whose gradient is taken by all numbers of a layer's filters; the result is (seeds, L).
+    Raises ValueError if their shapes do not fit the networks.
 
-    Source: equation 56 of the paper, with the gate that it lacks.
+    Source: equation 56 of the paper, with the gate that it lacks; for convolutions, automatic differentiation.
 
     >>> gradient_norms(*_example()).shape
     torch.Size([2, 3])
     """
+    if isinstance(net, FCN):
+        hidden = tuple(w.detach().requires_grad_() for w in net.hidden)
+        gradients = torch.autograd.grad(replace(net, hidden=hidden).losses(x, y).sum(), hidden)
+        return torch.stack([g.flatten(1).norm(dim=1) for g in gradients], dim=1)
     return _norms(_Pass(net, x, y))
 
 
@@ -327,6 +332,8 @@ class _Pass:
     """
 
     def __init__(self, net: MLP, x: torch.Tensor, y: torch.Tensor) -> None:
+        if not isinstance(net, MLP):
+            raise ValueError(f"The Hessian is measured on an MLP, not on an {type(net).__name__}.")
         check_targets(net, x, y)
         if net.biases:
             raise ValueError("Curvature is measured on networks without biases.")
