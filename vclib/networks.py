@@ -54,8 +54,7 @@ class MLP:
 
     def losses(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         r"""Return :math:`\frac1{2n}\sum_i\|y_i - F(x_i)\|^2` for each seed, (seeds,); ``y`` is (n, outputs)."""
-        check_targets(self, x, y)
-        return 0.5 * (y - self(x)).square().sum(dim=(1, 2)) / len(x)
+        return _losses(self, x, y)
 
 
 def check_targets(net: "MLP | FCN", x: torch.Tensor, y: torch.Tensor) -> None:
@@ -65,6 +64,11 @@ def check_targets(net: "MLP | FCN", x: torch.Tensor, y: torch.Tensor) -> None:
     expected = (len(x), net.b.shape[1], *x.shape[2:])
     if y.shape != expected:
         raise ValueError(f"Targets for these inputs have shape {expected}, not {tuple(y.shape)}.")
+
+
+def _losses(net: "MLP | FCN", x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    check_targets(net, x, y)
+    return 0.5 * (y - net(x)).square().flatten(1).sum(dim=1) / len(x)
 
 
 def _check(kind: str, activation: str, sizes: dict[str, int]) -> None:
@@ -168,7 +172,7 @@ class FCN:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Map images (n, inputs, rows, columns) to images (seeds, n, outputs, rows, columns)."""
         phi, seeds = ACTIVATIONS[self.activation], len(self.a)
-        h = phi(self._normalise(self._convolve(x.repeat(1, seeds, 1, 1), self.a)))
+        h = phi(self._normalise(self._convolve(x, self.a)))
         entered = h
         for k, w in enumerate(self.hidden, start=1):
             z = self._normalise(self._convolve(h, w))
@@ -180,14 +184,13 @@ class FCN:
 
     def losses(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         r"""Return :math:`\frac1{2n}\sum_i\|y_i - F(x_i)\|^2` for each seed, (seeds,); ``y`` is (n, outputs, r, r)."""
-        check_targets(self, x, y)
-        return 0.5 * (y - self(x)).square().flatten(1).sum(dim=1) / len(x)
+        return _losses(self, x, y)
 
     def _convolve(self, h: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        """The filters of each seed on its own channels, (n, seeds x channels, r, r)."""
+        """The filters of each seed on its own channels, or on those of the images, (n, seeds x channels, r, r)."""
         p = w.shape[-1] // 2
         padded = functional.pad(h, (p, p, p, p), mode=PADDINGS[self.padding]) if p else h
-        return functional.conv2d(padded, w.flatten(0, 1), groups=len(w))
+        return functional.conv2d(padded, w.flatten(0, 1), groups=h.shape[1] // w.shape[2])
 
     def _normalise(self, z: torch.Tensor) -> torch.Tensor:
         return functional.batch_norm(z, None, None, training=True) if self.batch_norm else z
