@@ -214,7 +214,7 @@ def fcn(
 ) -> FCN:
     """Draw ``seeds`` independent fully convolutional networks in float64 from one weight law.
 
-    ``law`` is called with each layer's fan-in and fan-out, ``kernel``² times its numbers of channels in and out. The
+    ``law`` is called with each layer's fan-in and fan-out: its channels in and out, times the pixels of a filter. The
     ``kernel`` is odd, so that the resolution is kept. The other arguments are those of :class:`FCN` and :func:`mlp`.
 
     Raises ValueError if a size is not positive, the kernel is even, ``skip`` is negative, or the activation or the

@@ -251,6 +251,7 @@ def test_examples_of_the_api_are_examples():
     lost = [text for field in soup.select("dl.field-list") if ">>>" in (text := field.get_text()) or "Source:" in text]
     assert not lost, f"docstrings whose last section swallows what follows: {lost}"
     assert len(soup.select(".doctest")) > 20
+    assert "``" not in soup.get_text(), "marks of code that never became code"
 
 
 def test_search(browser, address):
