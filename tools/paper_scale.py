@@ -1,4 +1,4 @@
-"""Run an experiment of chapter 12 at the paper's own size and store it in book/results.
+"""Run an experiment of chapters 12 to 15 at the paper's own size and store it in book/results.
 
     .venv/bin/python tools/paper_scale.py figure-5 [--epochs 60] [--checkpoints _build/paper]
 
@@ -6,13 +6,15 @@ It takes minutes on a GPU and up to hours on two processor cores. A run that is 
 """
 
 import argparse
+import json
+import time
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from vclib import data, initialization, networks, rays, results, runtime, training
+from vclib import curvature, data, initialization, networks, rays, results, runtime, training
 from vclib.training import SGD, Adam, RMSprop
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +25,22 @@ METHODS = [lambda r: SGD(r), lambda r: SGD(r, momentum=0.9), lambda r: RMSprop(r
 BASE = {"depth": 128, "width": 32, "batch": 128, "biases": "none", "loss": "cross-entropy", "inputs": "standardised"}
 CHOICES = [{"biases": "zero"}, {"biases": "uniform"}, {"loss": "squared error"}, {"inputs": "from 0 to 1"}]
 
+STAGES = [  # Appendix A.1: blocks in the four stages of nine stripped ResNets
+    [2, 2, 2, 2],
+    [2, 4, 4, 2],
+    [3, 4, 6, 3],
+    [3, 4, 23, 3],
+    [3, 8, 36, 3],
+    [3, 24, 36, 3],
+    [3, 36, 48, 3],
+    [3, 44, 62, 3],
+    [3, 70, 90, 3],
+]
+VARIANTS = {"stripped": {}, "wide": {"base": 128}, "big": {"big": True}, "circular": {"padding": "circular"}}
+RESNETS = {  # name: stems, variants, base, seeds, images, columns of the Hessian
+    "figure-7": (("imagenet", "cifar"), VARIANTS, 64, 5, 8, 0),
+    "figure-7-hessian": (("imagenet", "cifar"), {"stripped": {}}, 64, 3, 8, 8),
+}
 EXPERIMENTS = {  # name: settings, optimisers, seeds, epochs
     "figure-5": ([{}], PAPER, 10, 60),
     "figure-5-rates": ([{}], [m(r) for m, r in product(METHODS, LARGER + GRID)], 3, 10),
@@ -89,14 +107,61 @@ def run(*, setting: dict, optimizers: list, seeds: int, epochs: int, checkpoint:
     return entries, history.seconds
 
 
+def born(*, stem: str, blocks: list[int], variant: dict, seed: int, count: int, columns: int) -> dict:
+    """Gradient norm (mean over layers), and Hessian magnitudes from ``columns`` columns, of one untrained ResNet."""
+    _, generator = runtime.generators(seed)
+    sample = data.cifar10(count=count, generator=generator)
+    x = sample.standardized(dtype=torch.float32).view_as(sample.images).to(runtime.device())
+    y = torch.nn.functional.one_hot(sample.labels, 10).float().to(x.device)
+    options = {"inputs": 3, "outputs": 10, "law": initialization.he, "activation": "relu", "seeds": 1}
+    options |= {"stem": stem, "blocks": blocks, "dtype": torch.float32, "device": x.device} | variant
+    net = networks.stripped_resnet(**options, generator=generator)
+    if not columns:
+        return {"depth": net.depth, "gradient": curvature.gradient_norms(net, x, y).mean().item()}
+    found = curvature.magnitudes(net, x, y, columns=columns, generator=generator)
+    return {"depth": net.depth} | {name: value.item() for name, value in vars(found).items()}
+
+
+def measure(name: str, folder: Path, code: str) -> Path:
+    """Measure untrained ResNets, one after the other, and store them; what is known from before is kept."""
+    stems, variants, base, seeds, count, columns = RESNETS[name]
+    path, begun = folder / f"{name}.json", time.perf_counter()
+    known = json.loads(path.read_text()) if path.exists() else {"runs": [], "seconds": 0.0}
+    done = {(run["seed"], run["stem"], run["variant"], tuple(run["blocks"])) for run in known["runs"]}
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, stem, variant, blocks in product(range(seeds), stems, variants, STAGES):
+        if (seed, stem, variant, tuple(blocks)) in done:
+            continue
+        options = {"base": base} | variants[variant]
+        found = born(stem=stem, blocks=blocks, variant=options, seed=seed, count=count, columns=columns)
+        known["runs"].append({"seed": seed, "stem": stem, "variant": variant, "blocks": blocks} | found)
+        now = time.perf_counter()
+        known["seconds"], begun = known["seconds"] + now - begun, now
+        path.with_suffix(".new").write_text(json.dumps(known))
+        path.with_suffix(".new").replace(path)
+    parameters = {"base": base, "variants": variants, "images": count, "columns": columns, "dtype": "float32"}
+    parameters |= {"law": "uniform He", "loss": "squared error"}
+    return results.store(
+        name,
+        {"runs": known["runs"]},
+        seconds=known["seconds"],
+        seeds=list(range(seeds)),
+        parameters=parameters,
+        code=code,
+    )
+
+
 def main() -> None:
     """Read the command line, run, store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", choices=EXPERIMENTS)
+    parser.add_argument("experiment", choices=[*EXPERIMENTS, *RESNETS])
     parser.add_argument("--epochs", type=int, help="instead of the experiment's own number")
     parser.add_argument("--checkpoints", type=Path, default=ROOT / "_build/paper", help="folder for what is unfinished")
     arguments = parser.parse_args()
     code = results.revision()
+    if arguments.experiment in RESNETS:
+        print(f"Stored {measure(arguments.experiment, arguments.checkpoints, code)}.")
+        return
     changes, optimizers, seeds, epochs = EXPERIMENTS[arguments.experiment]
     epochs = arguments.epochs or epochs
     settings = [

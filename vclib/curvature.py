@@ -8,7 +8,11 @@ memory.
 The hidden weights :math:`(W^1, \dots, W^L)` are one vector of N = L d² numbers, layer by layer and row by row: index
 ``k*d*d + i*d + j`` is the entry (i, j) of :math:`W^{k+1}`.
 
-Networks, data and results are float64, as :func:`vclib.networks.mlp` draws them. Curvature at depth 100 is often
+Of convolutional networks, all hidden filters are measured, layer by layer in the order of memory, N numbers in all.
+Their derivatives come from automatic differentiation, applied twice; images are (n, inputs, r, r), and targets are of
+the shape of the outputs. There is no :func:`hessian_block`, and the whole Hessian is put together from columns.
+
+Networks, data and results are float64, as :mod:`vclib.networks` draws them. Curvature at depth 100 is often
 below 1e-38, where float32 ends; for float32 networks a warning says so when it happens.
 """
 
@@ -19,9 +23,10 @@ from itertools import pairwise
 
 import torch
 
-from .networks import ACTIVATIONS, FCN, MLP, check_targets
+from .networks import ACTIVATIONS, FCN, MLP, StrippedResNet, check_targets
 from .runtime import progress
 
+Network = MLP | FCN | StrippedResNet
 MEMORY = 2**28  # bytes of working memory, unless a function is told otherwise
 CACHE = 2**26  # bytes at once on a processor, where more is slower
 EXACT = 4096  # hidden weights up to which `magnitudes` looks at the whole Hessian
@@ -58,11 +63,10 @@ class SpectralDensity:
     weights: torch.Tensor
 
 
-def gradient_norms(net: MLP | FCN, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    r"""Return :math:`\|\partial\mathcal L/\partial W^k\|_F` for every seed and layer.
+def gradient_norms(net: Network, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    r"""Return :math:`\|\partial\mathcal L/\partial W^k\|_F` for every seed and layer, in float64.
 
-    Data ``x`` are (n, inputs) and ``y`` (n, outputs), and images (n, inputs, r, r) and (n, outputs, r, r) for
-    convolutional networks, whose gradient is taken by all numbers of a layer's filters; the result is (seeds, L).
+    Data ``x`` are (n, inputs) and ``y`` (n, outputs), or images for convolutional networks; the result is (seeds, L).
     Raises ValueError if their shapes do not fit the networks.
 
     Source: equation 56 of the paper, with the gate that it lacks; for convolutions, automatic differentiation.
@@ -70,15 +74,11 @@ def gradient_norms(net: MLP | FCN, x: torch.Tensor, y: torch.Tensor) -> torch.Te
     >>> gradient_norms(*_example()).shape
     torch.Size([2, 3])
     """
-    if isinstance(net, FCN):
-        hidden = tuple(w.detach().requires_grad_() for w in net.hidden)
-        gradients = torch.autograd.grad(replace(net, hidden=hidden).losses(x, y).sum(), hidden)
-        return torch.stack([g.flatten(1).norm(dim=1) for g in gradients], dim=1)
-    return _norms(_Pass(net, x, y))
+    return _norms(_Graph(net, x, y, twice=False) if not isinstance(net, MLP) else _Pass(net, x, y))
 
 
 def hessian_vector_products(
-    net: MLP, x: torch.Tensor, y: torch.Tensor, vectors: torch.Tensor, *, memory: int = MEMORY
+    net: Network, x: torch.Tensor, y: torch.Tensor, vectors: torch.Tensor, *, memory: int = MEMORY
 ) -> torch.Tensor:
     r"""Return :math:`Hv` for m vectors of every seed; both are (seeds, m, L d²).
 
@@ -95,11 +95,11 @@ def hessian_vector_products(
     >>> bool(torch.allclose(hessian_vector_products(net, x, y, v)[:, 0], hessian(net, x, y).sum(dim=2)))
     True
     """
-    return _product(_Pass(net, x, y), vectors, memory)
+    return _product(_state(net, x, y), vectors, memory)
 
 
 def hessian_columns(
-    net: MLP, x: torch.Tensor, y: torch.Tensor, columns: Sequence[int], *, memory: int = MEMORY
+    net: Network, x: torch.Tensor, y: torch.Tensor, columns: Sequence[int], *, memory: int = MEMORY
 ) -> torch.Tensor:
     """Return exact columns of the Hessian, (columns, seeds, L d²), in the order in which they are named.
 
@@ -109,7 +109,7 @@ def hessian_columns(
     >>> hessian_columns(*_example(), [0, 11]).shape
     torch.Size([2, 2, 12])
     """
-    found = list(_columns(_Pass(net, x, y), columns, memory))
+    found = list(_columns(_state(net, x, y), columns, memory))
     place = {column: i for i, column in enumerate(column for group, _ in found for column in group)}
     return torch.cat([part for _, part in found], dim=1)[:, [place[int(column)] for column in columns]].movedim(1, 0)
 
@@ -125,13 +125,15 @@ def hessian_block(net: MLP, x: torch.Tensor, y: torch.Tensor, k: int, l: int) ->
     with :math:`B^k = B D^L W^L \cdots W^{k+1} D^k`, :math:`M^{lk} = D^{l-1} W^{l-1} \cdots W^{k+1} D^k` and
     :math:`\delta^l = {B^l}^\top (F - y)`; for k = l the second part is absent. With tanh, by Hessian-vector products.
 
-    Raises IndexError if a layer is outside 1 ... L.
+    Raises IndexError if a layer is outside 1 ... L, and ValueError if the network is convolutional.
 
     Source: equations 75 and 76 of the paper, with the gate that they lack.
 
     >>> bool(torch.equal(hessian_block(*_example(), 1, 3), hessian(*_example())[:, :4, 8:]))
     True
     """
+    if not isinstance(net, MLP):
+        raise ValueError(f"Blocks are built for an MLP, not for an {type(net).__name__}; ask for its columns.")
     if not (1 <= k <= net.depth and 1 <= l <= net.depth):
         raise IndexError(f"Layers are counted from 1 to {net.depth}; there is no block ({k}, {l}).")
     if k > l:
@@ -145,7 +147,7 @@ def hessian_block(net: MLP, x: torch.Tensor, y: torch.Tensor, k: int, l: int) ->
     return _matrix(_block(state, _read_outs(state), ks, l - 1, between))[:, 0]
 
 
-def hessian(net: MLP, x: torch.Tensor, y: torch.Tensor, *, memory: int = MEMORY) -> torch.Tensor:
+def hessian(net: Network, x: torch.Tensor, y: torch.Tensor, *, memory: int = MEMORY) -> torch.Tensor:
     """Return the whole Hessian of every seed, (seeds, L d², L d²): for small networks.
 
     Raises ValueError if it is larger than ``memory`` bytes.
@@ -154,18 +156,18 @@ def hessian(net: MLP, x: torch.Tensor, y: torch.Tensor, *, memory: int = MEMORY)
     >>> bool(torch.allclose(h, h.mT))
     True
     """
-    seeds, total = len(net.a), net.depth * net.width**2
+    seeds, total = len(net.a), sum(_sizes(net))
     needed = seeds * total**2 * net.a.element_size()
     if needed > memory:
         raise ValueError(
             f"The whole Hessian of {seeds} networks with {total} weights takes {needed / 2**30:.1f} GiB, the budget is "
             f"{memory / 2**30:.1f} GiB; take fewer seeds, raise memory, or ask for columns, blocks or magnitudes."
         )
-    return _whole(_Pass(net, x, y), memory)
+    return _whole(_state(net, x, y), memory)
 
 
 def magnitudes(
-    net: MLP,
+    net: Network,
     x: torch.Tensor,
     y: torch.Tensor,
     *,
@@ -176,7 +178,8 @@ def magnitudes(
     r"""Measure gradient norms and mean absolute entries of diagonal and off-diagonal Hessian blocks.
 
     A random column of the Hessian holds :math:`d^2` entries of one diagonal block and :math:`(L-1)d^2` entries of
-    off-diagonal blocks, so the mean over uniformly drawn columns is an unbiased estimate of the mean over all.
+    off-diagonal blocks, so the mean over uniformly drawn columns is an unbiased estimate of the mean over all. Where
+    layers differ in size, sums over the drawn columns are divided by the number of entries in them.
 
     ``columns`` says how many to draw, without replacement and the same for all seeds; the whole Hessian is used when
     there are no more than that, and then no ``generator`` is needed. Without ``columns``, the whole Hessian is used up
@@ -191,7 +194,7 @@ def magnitudes(
     >>> magnitudes(*_example()).diagonal.shape
     torch.Size([2])
     """
-    total = net.depth * net.width**2
+    total = sum(_sizes(net))
     columns = (total if total <= EXACT else COLUMNS) if columns is None else columns
     if columns < 1 or (1 == columns < total):
         raise ValueError(f"At least 2 columns are needed for a standard error, not {columns}.")
@@ -199,13 +202,13 @@ def magnitudes(
         raise ValueError("Drawing columns at random needs a generator; pass a torch.Generator.")
     if columns < total:
         drawn = torch.randperm(total, generator=generator, device=generator.device)[:columns].tolist()
-    whole = columns >= total and net.activation != "tanh"
-    if net.a.device.type == "cpu":
+    whole = columns >= total and isinstance(net, MLP) and net.activation != "tanh"
+    if net.a.device.type == "cpu" and isinstance(net, MLP):
         memory = min(memory, CACHE)
-    d, n = net.width, len(x)
-    numbers = 8 * (d**4 + n * d**2) + 3 * net.depth * n * d * (d + net.b.shape[1]) if whole else 0
+    d, n = net.width if whole else 0, len(x)
+    numbers = 8 * (d**4 + n * d**2) + 3 * net.depth * n * d * (d + net.b.shape[1])
 
-    def measure(state: "_Pass") -> tuple[torch.Tensor, ...]:
+    def measure(state: "_Pass | _Graph") -> tuple[torch.Tensor, ...]:
         means = (
             _whole_means(state, memory)
             if whole
@@ -217,7 +220,7 @@ def magnitudes(
 
 
 def extreme_eigenvalues(
-    net: MLP,
+    net: Network,
     x: torch.Tensor,
     y: torch.Tensor,
     *,
@@ -245,14 +248,14 @@ def extreme_eigenvalues(
     >>> extreme_eigenvalues(*_example(), largest=1, smallest=0, generator=torch.Generator().manual_seed(0)).shape
     torch.Size([2, 1])
     """
-    total, count, block = net.depth * net.width**2, largest + smallest, max(largest, smallest)
+    total, count, block = sum(_sizes(net)), largest + smallest, max(largest, smallest)
     if min(largest, smallest) < 0 or not 1 <= count <= total:
         raise ValueError(f"Ask for 1 to {total} eigenvalues at both ends, not for {largest} and {smallest}.")
     if not tolerance > 0:
         raise ValueError(f"The tolerance is a positive number, not {tolerance!r}.")
     wanted = [*range(-1, -1 - largest, -1), *range(smallest - 1, -1, -1)]  # places in ascending order
 
-    def at_once(state: "_Pass") -> tuple[torch.Tensor, ...]:
+    def at_once(state: "_Pass | _Graph") -> tuple[torch.Tensor, ...]:
         return (torch.linalg.eigvalsh(_whole(state, memory))[:, wanted],)
 
     def done(values: torch.Tensor, residuals: torch.Tensor) -> bool:
@@ -264,7 +267,7 @@ def extreme_eigenvalues(
         bound = tolerance * values.abs().amax(dim=-1, keepdim=True)
         return bool((errors[..., wanted] <= bound).all())
 
-    def by_lanczos(state: "_Pass") -> tuple[torch.Tensor, ...]:
+    def by_lanczos(state: "_Pass | _Graph") -> tuple[torch.Tensor, ...]:
         start = _random(state.net, (1, block, total), generator)
         steps = min(most, total // block, memory // (start.element_size() * start.numel()))
         values, converged = None, False
@@ -283,7 +286,7 @@ def extreme_eigenvalues(
 
 
 def spectral_density(
-    net: MLP,
+    net: Network,
     x: torch.Tensor,
     y: torch.Tensor,
     *,
@@ -299,7 +302,7 @@ def spectral_density(
     eigenvalues :math:`\theta_j` of the tridiagonal matrix are the nodes, the squared first entries of its
     eigenvectors the weights. Probes and seeds are taken in groups that fit ``memory`` bytes, at least one.
 
-    Raises ValueError if ``probes`` or ``steps`` is below 1, or ``steps`` is above L d².
+    Raises ValueError if ``probes`` or ``steps`` is below 1, or ``steps`` is above the number of hidden weights.
 
     Source: Ubaru, Chen and Saad (2017).
 
@@ -307,11 +310,11 @@ def spectral_density(
     >>> density.nodes.shape
     torch.Size([2, 4, 5])
     """
-    total = net.depth * net.width**2
+    total = sum(_sizes(net))
     if probes < 1 or not 1 <= steps <= total:
         raise ValueError(f"Take at least 1 probe and 1 to {total} steps, not {probes} and {steps}.")
 
-    def measure(state: "_Pass") -> tuple[torch.Tensor, ...]:
+    def measure(state: "_Pass | _Graph") -> tuple[torch.Tensor, ...]:
         start = _random(state.net, (probes, 1, total), generator)
         together = max(1, memory // (start.element_size() * steps * total * len(start)))
         times = _operator(state, memory)
@@ -332,8 +335,6 @@ class _Pass:
     """
 
     def __init__(self, net: MLP, x: torch.Tensor, y: torch.Tensor) -> None:
-        if not isinstance(net, MLP):
-            raise ValueError(f"The Hessian is measured on an MLP, not on an {type(net).__name__}.")
         check_targets(net, x, y)
         if net.biases:
             raise ValueError("Curvature is measured on networks without biases.")
@@ -362,6 +363,30 @@ class _Pass:
             _warn_of_underflow(net, x, y)
 
 
+class _Graph:
+    """The gradient of convolutional networks, (seeds, numbers) a layer, as a graph that can be differentiated again."""
+
+    def __init__(self, net: FCN | StrippedResNet, x: torch.Tensor, y: torch.Tensor, *, twice: bool = True) -> None:
+        self.net, self.leaves = net, tuple(w.detach().requires_grad_() for w in net.hidden)
+        loss = replace(net, hidden=self.leaves).losses(x.to(net.a), y.to(net.a)).sum()
+        self.gradients = [g.flatten(1) for g in torch.autograd.grad(loss, self.leaves, create_graph=twice)]
+
+    def times(self, v: torch.Tensor) -> torch.Tensor:
+        """The Hessian of every seed times one vector; both are (seeds, N)."""
+        parts = v.split(_sizes(self.net), dim=1)
+        parts = torch.autograd.grad(self.gradients, self.leaves, parts, retain_graph=True)
+        return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+
+def _state(net: Network, x: torch.Tensor, y: torch.Tensor) -> _Pass | _Graph:
+    return _Pass(net, x, y) if isinstance(net, MLP) else _Graph(net, x, y)
+
+
+def _sizes(net: Network) -> list[int]:
+    """How many numbers each hidden layer of a seed has."""
+    return [w[0].numel() for w in net.hidden]
+
+
 def _slope(activation: str, a: torch.Tensor, h: torch.Tensor) -> torch.Tensor | None:
     if activation == "linear":
         return None
@@ -375,8 +400,10 @@ def _gated(gate: torch.Tensor | None, signal: torch.Tensor) -> torch.Tensor:
     return signal.mul_(gate if signal.ndim == 3 else gate[:, :, None])
 
 
-def _norms(state: _Pass) -> torch.Tensor:
+def _norms(state: _Pass | _Graph) -> torch.Tensor:
     """Frobenius norms of the gradients, (seeds, L); scaled, since squares underflow at half the digits."""
+    if isinstance(state, _Graph):
+        return torch.stack([part.detach().double().norm(dim=1) for part in state.gradients], dim=1)
     pairs = zip(state.delta, state.h[:-1], strict=True)
     gradients = torch.stack([delta @ h.mT for delta, h in pairs], dim=1) / state.samples
     scale = gradients.abs().amax(dim=(2, 3), keepdim=True)
@@ -440,13 +467,14 @@ def _together(state: _Pass, memory: int) -> int:
     return max(1, memory // (numbers * state.net.a.element_size()))
 
 
-def _product(state: _Pass, vectors: torch.Tensor, memory: int) -> torch.Tensor:
-    net = state.net
-    if vectors.ndim != 3 or vectors.shape[::2] != (len(net.a), net.depth * net.width**2):
+def _product(state: _Pass | _Graph, vectors: torch.Tensor, memory: int) -> torch.Tensor:
+    net, total = state.net, sum(_sizes(state.net))
+    if vectors.ndim != 3 or vectors.shape[::2] != (len(net.a), total):
         raise ValueError(
-            f"Vectors for these networks have shape ({len(net.a)}, m, {net.depth * net.width**2}), "
-            f"not {tuple(vectors.shape)}."
+            f"Vectors for these networks have shape ({len(net.a)}, m, {total}), not {tuple(vectors.shape)}."
         )
+    if isinstance(state, _Graph):
+        return torch.stack([state.times(v) for v in vectors.to(net.a).unbind(dim=1)], dim=1)
     parts = []
     for group in vectors.to(net.a).split(_together(state, memory), dim=1):
         v = group.unflatten(2, (net.depth, net.width, net.width)).permute(2, 0, 3, 1, 4)
@@ -454,22 +482,28 @@ def _product(state: _Pass, vectors: torch.Tensor, memory: int) -> torch.Tensor:
     return torch.cat(parts, dim=1)
 
 
-def _operator(state: _Pass, memory: int) -> Callable[[torch.Tensor], torch.Tensor]:
+def _operator(state: _Pass | _Graph, memory: int) -> Callable[[torch.Tensor], torch.Tensor]:
     """The Hessian as a function of vectors (seeds, m, L d²)."""
-    if state.net.depth * state.net.width**2 > WHOLE:
+    if sum(_sizes(state.net)) > WHOLE or isinstance(state, _Graph):
         return lambda vectors: _product(state, vectors, memory)
     h = _whole(state, memory)
     return lambda vectors: vectors @ h
 
 
-def _columns(state: _Pass, columns: Iterable[int], memory: int) -> Iterator[tuple[list[int], torch.Tensor]]:
+def _columns(state: _Pass | _Graph, columns: Iterable[int], memory: int) -> Iterator[tuple[list[int], torch.Tensor]]:
     """Yield groups of columns, in ascending order: their numbers, and (seeds, columns, L d²)."""
-    net, d = state.net, state.net.width
-    names, together = sorted({int(column) for column in columns}), _together(state, memory)
-    wrong = [column for column in names if not 0 <= column < net.depth * d * d]
+    net, total, names = state.net, sum(_sizes(state.net)), sorted({int(column) for column in columns})
+    wrong = [column for column in names if not 0 <= column < total]
     if wrong or not names:
         found = f"not {wrong[0]}" if wrong else "not none"
-        raise IndexError(f"Name at least one column, from 0 to {net.depth * d * d - 1}, {found}.")
+        raise IndexError(f"Name at least one column, from 0 to {total - 1}, {found}.")
+    if isinstance(state, _Graph):
+        for column in progress(names, "Hessian columns"):
+            unit = net.a.new_zeros(len(net.a), total)
+            unit[:, column] = 1
+            yield [column], state.times(unit)[:, None]
+        return
+    d, together = net.width, _together(state, memory)
     groups = [names[i : i + together] for i in range(0, len(names), together)]
     for group in progress(groups, "Hessian columns"):
         column = torch.tensor(group)
@@ -480,19 +514,25 @@ def _columns(state: _Pass, columns: Iterable[int], memory: int) -> Iterator[tupl
         yield group, _directional(state, list(zip(parts, v, strict=True)))
 
 
-def _column_means(state: _Pass, columns: Sequence[int], memory: int) -> tuple[torch.Tensor, ...]:
-    """Means over columns of the mean |entry| in a column's own layer and in the others, and the standard errors."""
-    depth, size, own, off = state.net.depth, state.net.width**2, [], []
+def _column_means(state: _Pass | _Graph, columns: Sequence[int], memory: int) -> tuple[torch.Tensor, ...]:
+    """The mean |entry| in the drawn columns' own layers and in the others, and the standard errors of the two."""
+    sizes = torch.tensor(_sizes(state.net))
+    ends, total = sizes.cumsum(0), int(sizes.sum())
+    sums, counts = [], []
     for group, values in _columns(state, columns, memory):
-        by_layer = values.abs_().unflatten(2, (depth, size)).mean(dim=3)
-        layer = (torch.tensor(group) // size).to(values.device).expand(len(values), -1)[..., None]
-        own.append(by_layer.gather(2, layer)[..., 0])
-        off.append((by_layer.sum(dim=2) - own[-1]) / (depth - 1) if depth > 1 else own[-1] * torch.nan)
-    means = [torch.cat(part, dim=1) for part in (own, off)]
-    share = 1 - len(columns) / (depth * size)  # finite-population correction: no error when every column was computed
-    spread = (share / len(columns)) ** 0.5
-    errors = [part.std(dim=1) * spread if share else torch.zeros_like(part[:, 0]) for part in means]
-    return *(part.mean(dim=1) for part in means), *errors
+        layer = torch.searchsorted(ends, torch.tensor(group), right=True)
+        by_layer = torch.stack([part.sum(dim=2) for part in values.abs_().split(sizes.tolist(), dim=2)], dim=2)
+        own = by_layer.gather(2, layer.to(values.device).expand(len(values), -1)[..., None])[..., 0]
+        sums.append(torch.stack([own, by_layer.sum(dim=2) - own]))
+        counts.append(torch.stack([sizes[layer], total - sizes[layer]]))
+    sums, counts = torch.cat(sums, dim=2), torch.cat(counts, dim=1).to(sums[0])[:, None]
+    of_a_column = counts.mean(dim=2)  # at depth 1 the others have none: 0/0 is NaN
+    means = sums.mean(dim=2) / of_a_column
+    share = 1 - len(columns) / total  # finite-population correction: no error when every column was computed
+    if not share:
+        return *means, *torch.zeros_like(means)
+    errors = (sums - means[..., None] * counts).std(dim=2) / of_a_column * (share / len(columns)) ** 0.5
+    return *means, *errors
 
 
 # ---- blocks as Kronecker products: linear and ReLU networks
@@ -571,14 +611,15 @@ def _all_blocks(state: _Pass, memory: int) -> Iterator[tuple[range, int, torch.T
             yield ks, l, _block(state, read, ks, l, part)
 
 
-def _whole(state: _Pass, memory: int) -> torch.Tensor:
+def _whole(state: _Pass | _Graph, memory: int) -> torch.Tensor:
     """The whole Hessian, (seeds, L d², L d²)."""
-    depth, size = state.net.depth, state.net.width**2
-    result = state.net.a.new_empty(len(state.net.a), depth * size, depth * size)
-    if state.net.activation == "tanh":
-        for names, part in _columns(state, range(depth * size), memory):
+    total = sum(_sizes(state.net))
+    result = state.net.a.new_empty(len(state.net.a), total, total)
+    if isinstance(state, _Graph) or state.net.activation == "tanh":
+        for names, part in _columns(state, range(total), memory):
             result[:, names[0] : names[-1] + 1] = part
         return result
+    depth, size = state.net.depth, state.net.width**2
     tiles = result.unflatten(2, (depth, size)).unflatten(1, (depth, size))
     for ks, l, block in _all_blocks(state, memory):
         part = _matrix(block)
@@ -643,29 +684,52 @@ def _orthogonal(w: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, tor
     return w - overlap @ basis, overlap
 
 
-def _random(net: MLP, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+def _random(net: Network, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     """Gaussian numbers, drawn seed after seed, so that groups do not change them."""
     options = {"generator": generator, "dtype": net.a.dtype, "device": generator.device}
     return torch.stack([torch.randn(shape, **options) for _ in net.a]).to(net.a.device)
 
 
 def _over_seeds(
-    measure: Callable[[_Pass], tuple[torch.Tensor, ...]],
-    net: MLP,
+    measure: Callable[[_Pass | _Graph], tuple[torch.Tensor, ...]],
+    net: Network,
     x: torch.Tensor,
     y: torch.Tensor,
     memory: int,
     numbers: int = 0,
 ) -> tuple[torch.Tensor, ...]:
     """Measure groups of seeds that fit half the budget, at ``numbers`` numbers a seed, and put them together."""
-    each = numbers + 3 * (net.depth + 2) * net.width * (len(x) + net.width)
+    check_targets(net, x, y)
+    if isinstance(net, MLP):
+        each = numbers + 3 * (net.depth + 2) * net.width * (len(x) + net.width)
+    else:
+        each = numbers + 4 * _saved(net, x)
     together = max(1, memory // (2 * net.a.element_size() * each))
     parts = []
     for first in range(0, len(net.a), together):
-        chosen = slice(first, first + together)
-        group = replace(net, a=net.a[chosen], hidden=tuple(w[chosen] for w in net.hidden), b=net.b[chosen])
-        parts.append(measure(_Pass(group, x, y)))
+        parts.append(measure(_state(_chosen(net, slice(first, first + together)), x, y)))
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+def _chosen(net: Network, seeds: slice) -> Network:
+    """The networks of some seeds."""
+    more = {"shortcuts": tuple(w[seeds] for w in net.shortcuts)} if isinstance(net, StrippedResNet) else {}
+    return replace(net, a=net.a[seeds], hidden=tuple(w[seeds] for w in net.hidden), b=net.b[seeds], **more)
+
+
+def _saved(net: FCN | StrippedResNet, x: torch.Tensor) -> int:
+    """How many numbers a forward pass of one seed keeps for the way back."""
+    kept = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    one = _chosen(net, slice(0, 1))
+    leaves = tuple(w.detach().requires_grad_() for w in one.hidden)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        replace(one, hidden=leaves)(x.to(net.a))
+    return sum(kept)
 
 
 def _warn_of_underflow(net: MLP, x: torch.Tensor, y: torch.Tensor) -> None:

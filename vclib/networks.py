@@ -1,7 +1,7 @@
 """Networks at random initialisation, over a batch of seeds: the multilayer perceptron and convolutional networks."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -11,8 +11,10 @@ from torch.nn import functional
 from .initialization import WeightLaw
 
 ACTIVATIONS = {"linear": lambda a: a, "relu": torch.relu, "tanh": torch.tanh}
+ALL_ACTIVATIONS = ACTIVATIONS | {"selu": torch.selu, "sigmoid": torch.sigmoid}  # of convolutional networks
 BIASES = ("none", "zero", "uniform")
-PADDINGS = {"zeros": "constant", "circular": "circular"}  # the names of torch.nn, and those of its pad
+PADDINGS = ("zeros", "circular")
+STEMS = {"cifar": 3, "imagenet": 7}  # and the size of their filters
 
 
 @dataclass(frozen=True)
@@ -57,26 +59,28 @@ class MLP:
         return _losses(self, x, y)
 
 
-def check_targets(net: "MLP | FCN", x: torch.Tensor, y: torch.Tensor) -> None:
+def check_targets(net: "MLP | FCN | StrippedResNet", x: torch.Tensor, y: torch.Tensor) -> None:
     """Raise ValueError unless the targets ``y`` have the shape of the outputs for n inputs, and n is positive."""
     if not len(x):
         raise ValueError("At least one sample is needed.")
-    expected = (len(x), net.b.shape[1], *x.shape[2:])
+    expected = (len(x), net.b.shape[1], *(x.shape[2:] if isinstance(net, FCN) else ()))
     if y.shape != expected:
         raise ValueError(f"Targets for these inputs have shape {expected}, not {tuple(y.shape)}.")
 
 
-def _losses(net: "MLP | FCN", x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def _losses(net: "MLP | FCN | StrippedResNet", x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     check_targets(net, x, y)
     return 0.5 * (y - net(x)).square().flatten(1).sum(dim=1) / len(x)
 
 
-def _check(kind: str, activation: str, sizes: dict[str, int]) -> None:
+def _check(kind: str, sizes: dict[str, int], **choices: tuple[str, Iterable[str]]) -> None:
+    """Sizes are positive integers, and each choice is one of those that exist."""
     for name, size in sizes.items():
         if not isinstance(size, Integral) or size < 1:
-            raise ValueError(f"For an {kind}, {name} is a positive integer, not {size!r}.")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"The activation {activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}.")
+            raise ValueError(f"For {kind}, {name} is a positive integer, not {size!r}.")
+    for name, (choice, known) in choices.items():
+        if choice not in known:
+            raise ValueError(f"The {name} {choice!r} is unknown; choose one of {', '.join(known)}.")
 
 
 def mlp(
@@ -109,7 +113,7 @@ def mlp(
     torch.Size([6, 7, 2])
     """
     sizes = {"depth": depth, "width": width, "inputs": inputs, "outputs": outputs, "seeds": seeds}
-    _check("MLP", activation, sizes)
+    _check("an MLP", sizes, activation=(activation, ACTIVATIONS))
     if biases not in BIASES:
         raise ValueError(f"Biases {biases!r} are unknown; choose one of {', '.join(BIASES)}.")
 
@@ -129,7 +133,7 @@ def mlp(
     return MLP(a, hidden, b, activation, tuple(bias(*shape) for shape in shapes))
 
 
-# ---- fully convolutional networks
+# ---- convolutional networks
 
 
 @dataclass(frozen=True)
@@ -140,11 +144,12 @@ class FCN:
 
     with convolutions (cross-correlations, as everywhere in the field) that keep the resolution. ``a`` holds the read-in
     filters (seeds, channels, inputs, k, k), ``hidden`` the L tensors (seeds, channels, channels, k, k) that the book
-    measures, ``b`` the read-out (seeds, outputs, channels, k, k). ``padding`` is ``"zeros"`` or ``"circular"``.
+    measures, ``b`` the read-out (seeds, outputs, channels, k, k). The activation is one of the MLP's, ``"selu"`` or
+    ``"sigmoid"``, and ``padding`` is ``"zeros"`` or ``"circular"``.
 
     N is the identity, or with ``batch_norm`` it gives every channel mean 0 and variance 1 over the images and the
-    pixels (:math:`\epsilon = 10^{-5}` under the root). With ``skip`` s > 0, every s-th hidden layer adds the
-    activations of s layers before to its preactivations, as a residual block does.
+    pixels (:math:`\epsilon = 10^{-5}` under the root; no gain and no shift). With ``skip`` s > 0, every s-th hidden
+    layer adds the activations of s layers before to its preactivations, as a residual block does.
 
     With k = 1 and images of one pixel it is an MLP.
 
@@ -171,29 +176,104 @@ class FCN:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Map images (n, inputs, rows, columns) to images (seeds, n, outputs, rows, columns)."""
-        phi, seeds = ACTIVATIONS[self.activation], len(self.a)
-        h = phi(self._normalise(self._convolve(x, self.a)))
+        phi = ALL_ACTIVATIONS[self.activation]
+        h = phi(_layer(self, x, self.a))
         entered = h
         for k, w in enumerate(self.hidden, start=1):
-            z = self._normalise(self._convolve(h, w))
+            z = _layer(self, h, w)
             if self.skip and k % self.skip == 0:
                 h = entered = phi(z + entered)
             else:
                 h = phi(z)
-        return self._convolve(h, self.b).unflatten(1, (seeds, -1)).transpose(0, 1)
+        return _convolve(h, self.b, self.padding).unflatten(1, (len(self.a), -1)).transpose(0, 1)
 
     def losses(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         r"""Return :math:`\frac1{2n}\sum_i\|y_i - F(x_i)\|^2` for each seed, (seeds,); ``y`` is (n, outputs, r, r)."""
         return _losses(self, x, y)
 
-    def _convolve(self, h: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        """The filters of each seed on its own channels, or on those of the images, (n, seeds x channels, r, r)."""
-        p = w.shape[-1] // 2
-        padded = functional.pad(h, (p, p, p, p), mode=PADDINGS[self.padding]) if p else h
-        return functional.conv2d(padded, w.flatten(0, 1), groups=h.shape[1] // w.shape[2])
 
-    def _normalise(self, z: torch.Tensor) -> torch.Tensor:
-        return functional.batch_norm(z, None, None, training=True) if self.batch_norm else z
+@dataclass(frozen=True)
+class StrippedResNet:
+    r"""ResNets for images, one for each seed, by default without batch normalisation and residual connections.
+
+    A stem, four stages of blocks, the mean over the pixels, and a read-out. The stem is ``"cifar"``, one convolution
+    3 x 3 of stride 1, or ``"imagenet"``, one of 7 x 7 and stride 2 and a pool of 3 x 3 and stride 2. Stage number
+    s = 0 ... 3 has ``blocks[s]`` blocks of three convolutions, to :math:`c 2^s`, :math:`c 2^s` and :math:`4 c 2^s`
+    channels, where c is the ``base``; from the second stage on, the first block halves the resolution (stride 2 in its
+    middle convolution).
+
+    ``a`` is the stem (seeds, c, inputs, k, k), ``hidden`` the filters of the blocks in order, (seeds, out, in, k, k),
+    and ``b`` the read-out (seeds, outputs, 32 c). Where ``shortcuts`` has four tensors, one projection 1 x 1 for the
+    first block of each stage, blocks are residual: what enters, projected where its shape changes, is added to the
+    preactivation of the third convolution. Activation, ``padding`` and ``batch_norm`` are as in :class:`FCN`.
+
+    Source: Section 5 and Appendix A.1 (Figures 7, 8 and 19) of the paper; He et al. (2016).
+    """
+
+    a: torch.Tensor
+    hidden: tuple[torch.Tensor, ...]
+    b: torch.Tensor
+    blocks: tuple[int, int, int, int]
+    stem: str
+    activation: str
+    padding: str = "zeros"
+    batch_norm: bool = False
+    shortcuts: tuple[torch.Tensor, ...] = ()
+
+    @property
+    def depth(self) -> int:
+        """The number of layers with weights on the way from image to output: 2 and three for each block."""
+        return 2 + len(self.hidden)
+
+    @property
+    def base(self) -> int:
+        """The number c of channels after the stem."""
+        return self.a.shape[1]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images (n, inputs, rows, columns) to (seeds, n, outputs)."""
+        phi, filters = ALL_ACTIVATIONS[self.activation], iter(self.hidden)
+        h = phi(_layer(self, x, self.a, stride=1 if self.stem == "cifar" else 2))
+        if self.stem == "imagenet":
+            h = functional.max_pool2d(h, kernel_size=3, stride=2, padding=1)
+        for stage, count in enumerate(self.blocks):
+            for block in range(count):
+                stride, entered = 2 if stage and not block else 1, h
+                h = phi(_layer(self, h, next(filters)))
+                h = phi(_layer(self, h, next(filters), stride))
+                z = _layer(self, h, next(filters))
+                if self.shortcuts:
+                    z = z + (entered if block else _layer(self, entered, self.shortcuts[stage], stride))
+                h = phi(z)
+        features = h.mean(dim=(2, 3)).unflatten(1, (len(self.a), -1)).transpose(0, 1)
+        return features @ self.b.mT
+
+    def losses(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        r"""Return :math:`\frac1{2n}\sum_i\|y_i - F(x_i)\|^2` for each seed, (seeds,); ``y`` is (n, outputs)."""
+        return _losses(self, x, y)
+
+
+def _convolve(h: torch.Tensor, w: torch.Tensor, padding: str, stride: int = 1) -> torch.Tensor:
+    """The filters of each seed on its own channels, or on those of the images, (n, seeds x channels, r, r)."""
+    p, groups = w.shape[-1] // 2, h.shape[1] // w.shape[2]
+    if p and padding != "zeros":
+        h, p = functional.pad(h, (p, p, p, p), mode=padding), 0
+    return functional.conv2d(h, w.flatten(0, 1), stride=stride, padding=p, groups=groups)
+
+
+def _layer(net: FCN | StrippedResNet, h: torch.Tensor, w: torch.Tensor, stride: int = 1) -> torch.Tensor:
+    """A convolution and, if the network has it, batch normalisation."""
+    z = _convolve(h, w, net.padding, stride)
+    return functional.batch_norm(z, None, None, training=True) if net.batch_norm else z
+
+
+def _filters(
+    law: Callable[[int, int], WeightLaw], fan_out: int, fan_in: int, kernel: int, seeds: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Filters (seeds, fan_out, fan_in, k, k) from a law that is called with the channels times the pixels."""
+    pixels = kernel**2
+    drawn = law(fan_in * pixels, fan_out * pixels).sample(seeds, fan_out, fan_in * pixels, generator=generator)
+    return drawn.view(seeds, fan_out, fan_in, kernel, kernel)
 
 
 def fcn(
@@ -211,11 +291,13 @@ def fcn(
     batch_norm: bool = False,
     skip: int = 0,
     device: torch.device | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> FCN:
-    """Draw ``seeds`` independent fully convolutional networks in float64 from one weight law.
+    """Draw ``seeds`` independent fully convolutional networks from one weight law.
 
     ``law`` is called with each layer's fan-in and fan-out: its channels in and out, times the pixels of a filter. The
-    ``kernel`` is odd, so that the resolution is kept. The other arguments are those of :class:`FCN` and :func:`mlp`.
+    ``kernel`` is odd, so that the resolution is kept. Weights are drawn in float64 and then take the ``dtype``: a
+    processor convolves float32 several times as fast. The other arguments are those of :class:`FCN` and :func:`mlp`.
 
     Raises ValueError if a size is not positive, the kernel is even, ``skip`` is negative, or the activation or the
     padding is unknown.
@@ -227,20 +309,75 @@ def fcn(
     (torch.Size([6, 5, 3, 7, 7]), 36)
     """
     sizes = {"depth": depth, "channels": channels, "inputs": inputs, "outputs": outputs, "seeds": seeds}
-    _check("FCN", activation, sizes | {"kernel": kernel})
+    choices = {"activation": (activation, ALL_ACTIVATIONS), "padding": (padding, PADDINGS)}
+    _check("an FCN", sizes | {"kernel": kernel}, **choices)
     if kernel % 2 == 0:
         raise ValueError(f"The kernel of an FCN is odd, so that the resolution is kept, not {kernel}.")
-    if padding not in PADDINGS:
-        raise ValueError(f"The padding {padding!r} is unknown; choose one of {', '.join(PADDINGS)}.")
     if not isinstance(skip, Integral) or skip < 0:
         raise ValueError(f"skip is a number of layers, or 0 for none, not {skip!r}.")
 
     def draw(fan_out: int, fan_in: int) -> torch.Tensor:
-        filters = law(fan_in * kernel**2, fan_out * kernel**2).sample(
-            seeds, fan_out, fan_in * kernel**2, generator=generator
-        )
-        return filters.view(seeds, fan_out, fan_in, kernel, kernel).to(device)
+        return _filters(law, fan_out, fan_in, kernel, seeds, generator).to(device, dtype)
 
     hidden = tuple(draw(channels, channels) for _ in range(depth))
     a, b = draw(channels, inputs), draw(outputs, channels)
     return FCN(a, hidden, b, activation, padding, batch_norm, skip)
+
+
+def stripped_resnet(
+    *,
+    blocks: Sequence[int],
+    base: int,
+    inputs: int,
+    outputs: int,
+    law: Callable[[int, int], WeightLaw],
+    activation: str,
+    seeds: int,
+    generator: torch.Generator,
+    stem: str = "cifar",
+    big: bool = False,
+    padding: str = "zeros",
+    batch_norm: bool = False,
+    skip: bool = False,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> StrippedResNet:
+    """Draw ``seeds`` independent stripped ResNets, or with ``batch_norm`` and ``skip`` whole ones, from one weight law.
+
+    ``blocks`` are the numbers of blocks in the four stages: (3, 4, 6, 3) has depth 50. ``base`` is 64 in the paper, and
+    128 in its wide networks. The convolutions of a block are 1 x 1, 3 x 3 and 1 x 1; in ``big`` networks 3 x 3, 5 x 5
+    and 3 x 3. Laws, dtype and the other arguments are as in :func:`fcn`; fields are those of :class:`StrippedResNet`.
+
+    Raises ValueError if a size is not positive, there are not four stages, or the stem, the activation or the padding
+    is unknown.
+
+    >>> from vclib.initialization import he
+    >>> net = stripped_resnet(blocks=(3, 4, 6, 3), base=2, inputs=3, outputs=10, law=he, activation="relu", seeds=5,
+    ...                       generator=torch.Generator().manual_seed(0))
+    >>> net(torch.zeros(7, 3, 32, 32, dtype=torch.float64)).shape, net.depth
+    (torch.Size([5, 7, 10]), 50)
+    """
+    if len(blocks) != 4:
+        raise ValueError(f"A ResNet has four stages; give four numbers of blocks, not {tuple(blocks)!r}.")
+    sizes = {f"blocks[{s}]": count for s, count in enumerate(blocks)}
+    sizes |= {"base": base, "inputs": inputs, "outputs": outputs, "seeds": seeds}
+    choices = {"activation": (activation, ALL_ACTIVATIONS), "padding": (padding, PADDINGS), "stem": (stem, STEMS)}
+    _check("a ResNet", sizes, **choices)
+
+    def draw(fan_out: int, fan_in: int, kernel: int) -> torch.Tensor:
+        return _filters(law, fan_out, fan_in, kernel, seeds, generator).to(device, dtype)
+
+    ends, middle, hidden, shortcuts, entering = 3 if big else 1, 5 if big else 3, [], [], base
+    for stage, count in enumerate(blocks):
+        channels = base * 2**stage
+        if skip:
+            shortcuts.append(draw(4 * channels, entering, 1))
+        for _ in range(count):
+            hidden += [
+                draw(channels, entering, ends),
+                draw(channels, channels, middle),
+                draw(4 * channels, channels, ends),
+            ]
+            entering = 4 * channels
+    a, b = draw(base, inputs, STEMS[stem]), draw(outputs, entering, 1)[..., 0, 0]
+    return StrippedResNet(a, tuple(hidden), b, tuple(blocks), stem, activation, padding, batch_norm, tuple(shortcuts))

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .networks import MLP
+from .networks import FCN, MLP, StrippedResNet
 from .runtime import progress
 
 LOSSES = ("cross-entropy", "squared error")
@@ -194,8 +194,8 @@ class History:
     ``train_loss``, ``train_accuracy``, ``gradient_norm``, ``test_loss`` and ``test_accuracy`` are float64 arrays
     (epochs + 1, C, S): before training, then after each epoch. ``diverged`` (C, S) is the epoch in which a member's
     loss was no longer finite, and 0 where that did not happen; from this epoch on its curves are NaN.
-    ``networks`` has the final networks, one :class:`vclib.networks.MLP` of S seeds for each optimiser, on the device
-    and in the dtype of the training; a diverged member is there as it was before that epoch. ``seconds`` is what
+    ``networks`` has the final networks, one network of S seeds for each optimiser, of the kind that was trained, on the
+    device and in the dtype of the training; a diverged member is there as it was before that epoch. ``seconds`` is what
     training took, up to the last whole epoch before each interruption.
     """
 
@@ -205,12 +205,12 @@ class History:
     test_loss: np.ndarray
     test_accuracy: np.ndarray
     diverged: np.ndarray
-    networks: tuple[MLP, ...]
+    networks: tuple[MLP | FCN | StrippedResNet, ...]
     seconds: float
 
 
 def train(
-    net: MLP,
+    net: MLP | FCN | StrippedResNet,
     optimizers: Sequence[Any],
     train_set: tuple[torch.Tensor, torch.Tensor],
     test_set: tuple[torch.Tensor, torch.Tensor],
@@ -226,7 +226,9 @@ def train(
 ) -> History:
     r"""Train every seed of ``net`` with every optimiser, all at once, and return their :class:`History`.
 
-    Sets are images (n, inputs) and labels (n,), integers below the number of outputs. The loss is the
+    Sets are images and labels (n,), integers below the number of outputs. Images are (n, inputs) for an MLP and
+    (n, inputs, rows, columns) for convolutional networks; the classes' outputs of an FCN are the means of its output
+    images. Batch normalisation, where a network has it, always takes the moments of the batch. The loss is the
     ``"cross-entropy"`` of the outputs, :math:`-\frac1n\sum_i\ln\operatorname{softmax}(F(x_i))_{y_i}`, or the
     ``"squared error"`` :math:`\frac1{2n}\sum_i\|F(x_i) - e_{y_i}\|^2`. All weights are trained, and the biases if
     there are any. ``net`` itself is not changed.
@@ -262,7 +264,8 @@ def train(
     epochs, batch, seed, measured = int(epochs), int(batch), int(seed), int(measured)
     device = net.a.device if device is None else device
     (x, y), test = ((images.to(device, dtype), labels.to(device).long()) for images, labels in (train_set, test_set))
-    members = _Members(net, len(optimizers), loss, device, dtype)
+    kind = _Members if isinstance(net, MLP) else _ConvolutionalMembers
+    members = kind(net, len(optimizers), loss, device, dtype)
     groups = _groups(optimizers, members)
     shape = (epochs + 1, len(optimizers), members.seeds)
     curves = {name: torch.full(shape, torch.nan, dtype=torch.float64) for name in CURVES}
@@ -312,10 +315,11 @@ def _check_arguments(net, optimizers, train_set, test_set, epochs, batch, loss, 
         if not isinstance(value, Integral) or value < least:
             raise ValueError(f"{name} is a whole number, at least {least}, not {value!r}.")
     inputs, outputs = net.a.shape[2], net.b.shape[1]
+    dimensions, form = (2, f"(n, {inputs})") if isinstance(net, MLP) else (4, f"(n, {inputs}, rows, columns)")
     for name, (x, y) in {"training": train_set, "test": test_set}.items():
-        if x.ndim != 2 or x.shape[1] != inputs or y.shape != x.shape[:1] or not len(x):
+        if x.ndim != dimensions or x.shape[1] != inputs or y.shape != x.shape[:1] or not len(x):
             shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
-            raise ValueError(f"The {name} set is images (n, {inputs}) and labels (n,), not {shapes}.")
+            raise ValueError(f"The {name} set is images {form} and labels (n,), not {shapes}.")
         if y.is_floating_point() or not (y.min() >= 0 and y.max() < outputs):
             raise ValueError(f"The labels of the {name} set are integers from 0 to {outputs - 1}.")
     if batch > len(train_set[0]):
@@ -430,6 +434,63 @@ class _Members:
         return tuple(of(c) for c in range(self.copies))
 
 
+class _ConvolutionalMembers(_Members):
+    """The same for convolutional networks, by automatic differentiation.
+
+    Layers of one shape are a block; the rows of a filter are its outputs, the columns its inputs times its pixels.
+    """
+
+    def __init__(
+        self, net: FCN | StrippedResNet, copies: int, loss: str, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.seeds, self.copies, self.loss, self.net = len(net.a), copies, loss, net
+        layers, self.shapes = _layers(net), {}
+        for number, w in enumerate(layers):
+            self.shapes.setdefault(w.shape[1:], []).append(number)
+        self.blocks = [
+            torch.stack([layers[number].to(device, dtype) for number in numbers])[:, :, None]
+            .repeat_interleave(copies, dim=2)
+            .flatten(4)
+            for numbers in self.shapes.values()
+        ]
+        self.gradients = [torch.zeros_like(block) for block in self.blocks]
+
+    def run(self, x: torch.Tensor, y: torch.Tensor, *, backward: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+        n, together = x.shape[1], self.seeds * self.copies
+        leaves = [block.detach().requires_grad_(backward) for block in self.blocks]
+        # Images that differ from seed to seed stand beside each other as channels, those for all seeds only once.
+        x = x[0] if len(x) == 1 else x.repeat_interleave(self.copies, dim=0).transpose(0, 1).flatten(1, 2)
+        with torch.set_grad_enabled(backward):
+            outputs = self._net([block.flatten(1, 2) for block in leaves])(x)
+            outputs = outputs.flatten(3).mean(dim=3) if isinstance(self.net, FCN) else outputs
+        labels = y[:, None].expand(self.seeds, self.copies, n).reshape(together, 1, n)
+        right = (outputs.argmax(dim=2)[:, None] == labels).double().mean(dim=(1, 2))
+        losses, delta = self._loss(outputs.detach().mT, labels)
+        if backward:
+            found = torch.autograd.grad(outputs, leaves, delta.mT / n)
+            for gradient, new in zip(self.gradients, found, strict=True):
+                gradient.copy_(new)
+        return losses.view(self.seeds, -1), right.view(self.seeds, -1)
+
+    def networks(self, net: FCN | StrippedResNet) -> tuple[FCN | StrippedResNet, ...]:
+        return tuple(self._net([block[:, :, c].clone() for block in self.blocks]) for c in range(self.copies))
+
+    def _net(self, blocks: Sequence[torch.Tensor]) -> FCN | StrippedResNet:
+        """The network with these weights, one tensor (layers, members, rows, columns) for each shape."""
+        layers = {}
+        for (shape, numbers), block in zip(self.shapes.items(), blocks, strict=True):
+            layers |= dict(zip(numbers, block.unflatten(3, shape[1:]).unbind(), strict=True))
+        a, b, *hidden = (layers[number] for number in range(len(layers)))
+        depth = len(self.net.hidden)
+        more = {"shortcuts": tuple(hidden[depth:])} if hidden[depth:] else {}
+        return replace(self.net, a=a, hidden=tuple(hidden[:depth]), b=b, **more)
+
+
+def _layers(net: MLP | FCN | StrippedResNet) -> list[torch.Tensor]:
+    """All tensors that are trained."""
+    return [net.a, net.b, *net.hidden, *getattr(net, "biases", ()), *getattr(net, "shortcuts", ())]
+
+
 class _Group:
     """Neighbouring optimisers that differ only in their step size, and what they remember."""
 
@@ -515,11 +576,12 @@ def _measure(members: _Members, curves, out: torch.Tensor, epoch: int, train_set
 def _settings(net, optimizers, train_set, test_set, batch, loss, seed, measured, dtype) -> str:
     """Everything that decides the course of a run, as text."""
     digest = hashlib.blake2b(digest_size=16)
-    for tensor in (*train_set, *test_set, net.a, *net.hidden, net.b, *net.biases):
+    for tensor in (*train_set, *test_set, *_layers(net)):
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     rules = [_describe(optimizer) for optimizer in optimizers]
-    return repr((digest.hexdigest(), net.activation, rules, batch, loss, seed, measured, str(dtype)))
+    form = {name: value for name, value in vars(net).items() if name not in {"a", "b", "hidden", "biases", "shortcuts"}}
+    return repr((digest.hexdigest(), form, rules, batch, loss, seed, measured, str(dtype)))
 
 
 def _save(path: Path | None, settings: str, members: _Members, groups, curves, diverged, epoch, seconds) -> None:
