@@ -7,6 +7,7 @@ It takes minutes on a GPU and up to hours on two processor cores. A run that is 
 
 import argparse
 import json
+import math
 import time
 from itertools import product
 from pathlib import Path
@@ -37,10 +38,6 @@ STAGES = [  # Appendix A.1: blocks in the four stages of nine stripped ResNets
     [3, 70, 90, 3],
 ]
 VARIANTS = {"stripped": {}, "wide": {"base": 128}, "big": {"big": True}, "circular": {"padding": "circular"}}
-RESNETS = {  # name: stems, variants, base, seeds, images, columns of the Hessian
-    "figure-7": (("imagenet", "cifar"), VARIANTS, 64, 5, 8, 0),
-    "figure-7-hessian": (("imagenet", "cifar"), {"stripped": {}}, 64, 3, 8, 8),
-}
 EXPERIMENTS = {  # name: settings, optimisers, seeds, epochs
     "figure-5": ([{}], PAPER, 10, 60),
     "figure-5-rates": ([{}], [m(r) for m, r in product(METHODS, LARGER + GRID)], 3, 10),
@@ -107,59 +104,86 @@ def run(*, setting: dict, optimizers: list, seeds: int, epochs: int, checkpoint:
     return entries, history.seconds
 
 
-def born(*, stem: str, blocks: list[int], variant: dict, seed: int, count: int, columns: int) -> dict:
-    """Gradient norm (mean over layers), and Hessian magnitudes from ``columns`` columns, of one untrained ResNet."""
+def resnets(stems: list[str], variants: dict[str, dict], **more) -> list[dict]:
+    """Settings of the nine stripped ResNets."""
+    return [
+        {"stem": stem, "variant": name, "blocks": blocks} | more | variant
+        for stem, (name, variant), blocks in product(stems, variants.items(), STAGES)
+    ]
+
+
+def fcns(resolution: int, channels: str, paddings: list[str], depths: list[int], **more) -> list[dict]:
+    """Settings of fully convolutional networks of depth L with L or ceil(sqrt L) channels."""
+    return [
+        {"resolution": resolution, "channels": channels, "padding": padding, "depth": depth} | more
+        for padding, depth in product(paddings, depths)
+    ]
+
+
+def born(*, seed: int, columns: int, images: int, **setting) -> dict:
+    """Gradient norm (mean over layers), and Hessian magnitudes from ``columns`` columns, of one untrained network."""
     _, generator = runtime.generators(seed)
-    sample = data.cifar10(count=count, generator=generator)
+    sample = data.cifar10(count=images, generator=generator)
     x = sample.standardized(dtype=torch.float32).view_as(sample.images).to(runtime.device())
-    y = torch.nn.functional.one_hot(sample.labels, 10).float().to(x.device)
-    options = {"inputs": 3, "outputs": 10, "law": initialization.he, "activation": "relu", "seeds": 1}
-    options |= {"stem": stem, "blocks": blocks, "dtype": torch.float32, "device": x.device} | variant
-    net = networks.stripped_resnet(**options, generator=generator)
+    options = {"inputs": 3, "law": initialization.he, "activation": "relu", "seeds": 1, "dtype": torch.float32}
+    options |= {"device": x.device, "generator": generator}
+    if "stem" in setting:
+        y = torch.nn.functional.one_hot(sample.labels, 10).float().to(x.device)
+        setting = {"base": 64} | {name: value for name, value in setting.items() if name != "variant"}
+        net = networks.stripped_resnet(outputs=10, **setting, **options)
+    else:
+        y = x = torch.nn.functional.adaptive_avg_pool2d(x, setting["resolution"])
+        depth, padding = setting["depth"], setting["padding"]
+        channels = depth if setting["channels"] == "L" else math.ceil(depth**0.5)
+        net = networks.fcn(depth=depth, channels=channels, padding=padding, outputs=3, **options)
     if not columns:
         return {"depth": net.depth, "gradient": curvature.gradient_norms(net, x, y).mean().item()}
     found = curvature.magnitudes(net, x, y, columns=columns, generator=generator)
     return {"depth": net.depth} | {name: value.item() for name, value in vars(found).items()}
 
 
+UNTRAINED = {  # name: seeds, settings
+    "figure-6": (15, fcns(7, "L", ["zeros", "circular"], [8, 16, 32, 64, 128], columns=4, images=32)),
+    "figure-16": (
+        5,
+        fcns(32, "sqrt L", ["zeros"], [8, 16, 32, 64, 128], columns=4, images=32)
+        + fcns(32, "L", ["zeros"], [8, 16, 32], columns=4, images=32)
+        + fcns(32, "L", ["zeros"], [64], columns=0, images=32),
+    ),
+    "figure-7": (5, resnets(["imagenet", "cifar"], VARIANTS, columns=0, images=8)),
+    "figure-7-hessian": (3, resnets(["imagenet", "cifar"], {"stripped": {}}, columns=8, images=8)),
+}
+
+
 def measure(name: str, folder: Path, code: str) -> Path:
-    """Measure untrained ResNets, one after the other, and store them; what is known from before is kept."""
-    stems, variants, base, seeds, count, columns = RESNETS[name]
+    """Measure untrained networks, one after the other, and store them; what is known from before is kept."""
+    seeds, settings = UNTRAINED[name]
     path, begun = folder / f"{name}.json", time.perf_counter()
     known = json.loads(path.read_text()) if path.exists() else {"runs": [], "seconds": 0.0}
-    done = {(run["seed"], run["stem"], run["variant"], tuple(run["blocks"])) for run in known["runs"]}
+    done = len(known["runs"])
     folder.mkdir(parents=True, exist_ok=True)
-    for seed, stem, variant, blocks in product(range(seeds), stems, variants, STAGES):
-        if (seed, stem, variant, tuple(blocks)) in done:
-            continue
-        options = {"base": base} | variants[variant]
-        found = born(stem=stem, blocks=blocks, variant=options, seed=seed, count=count, columns=columns)
-        known["runs"].append({"seed": seed, "stem": stem, "variant": variant, "blocks": blocks} | found)
+    for seed, setting in list(product(range(seeds), settings))[done:]:
+        known["runs"].append({"seed": seed} | setting | born(seed=seed, **setting))
         now = time.perf_counter()
         known["seconds"], begun = known["seconds"] + now - begun, now
         path.with_suffix(".new").write_text(json.dumps(known))
         path.with_suffix(".new").replace(path)
-    parameters = {"base": base, "variants": variants, "images": count, "columns": columns, "dtype": "float32"}
-    parameters |= {"law": "uniform He", "loss": "squared error"}
+    parameters = {"dtype": "float32", "law": "uniform He", "loss": "squared error", "base": 64}
+    values = {"runs": known["runs"]}
     return results.store(
-        name,
-        {"runs": known["runs"]},
-        seconds=known["seconds"],
-        seeds=list(range(seeds)),
-        parameters=parameters,
-        code=code,
+        name, values, seconds=known["seconds"], seeds=list(range(seeds)), parameters=parameters, code=code
     )
 
 
 def main() -> None:
     """Read the command line, run, store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", choices=[*EXPERIMENTS, *RESNETS])
+    parser.add_argument("experiment", choices=[*EXPERIMENTS, *UNTRAINED])
     parser.add_argument("--epochs", type=int, help="instead of the experiment's own number")
     parser.add_argument("--checkpoints", type=Path, default=ROOT / "_build/paper", help="folder for what is unfinished")
     arguments = parser.parse_args()
     code = results.revision()
-    if arguments.experiment in RESNETS:
+    if arguments.experiment in UNTRAINED:
         print(f"Stored {measure(arguments.experiment, arguments.checkpoints, code)}.")
         return
     changes, optimizers, seeds, epochs = EXPERIMENTS[arguments.experiment]
