@@ -4,6 +4,7 @@ import warnings
 import weakref
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from vclib import chain, curvature
 from vclib.initialization import he, lecun, xavier
-from vclib.networks import MLP, fcn, mlp
+from vclib.networks import MLP, StrippedResNet, fcn, mlp, stripped_resnet
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch.func
 modest = settings(deadline=None, max_examples=40, derandomize=True)
@@ -42,7 +43,7 @@ def case(activation="relu", *, depth=3, width=3, seeds=2, n=4, inputs=4, outputs
 
 
 def weights(net):
-    return net.depth * net.width**2
+    return sum(w[0].numel() for w in net.hidden)
 
 
 def with_matrices(net, change):
@@ -240,7 +241,7 @@ QUANTITIES = {  # each a function of a network, data, a generator and a budget; 
         net, x, y, torch.linspace(-1, 1, weights(net)).expand(len(net.a), 3, -1), memory=memory
     ),
     "columns": lambda net, x, y, draw, memory: curvature.hessian_columns(
-        net, x, y, [100, 0, 99, 287], memory=memory
+        net, x, y, [weights(net) // 3, 0, weights(net) // 3 - 1, weights(net) - 1], memory=memory
     ).movedim(0, 1),
     "block": lambda net, x, y, draw, memory: curvature.hessian_block(net, x, y, 1, 2),
     "hessian": lambda net, x, y, draw, memory: curvature.hessian(
@@ -352,16 +353,264 @@ def test_gradients_of_convolutional_networks_are_differences_of_the_loss(options
     assert not any(w.requires_grad for w in net.hidden)
 
 
-def test_gradients_of_one_pixel_are_those_of_the_mlp():
-    net, x, y = convolutional(kernel=1)
-    dense = MLP(net.a[..., 0, 0], tuple(w[..., 0, 0] for w in net.hidden), net.b[..., 0, 0], "relu")
-    expected = curvature.gradient_norms(dense, x[..., 0, 0], y[..., 0, 0])
-    assert torch.allclose(curvature.gradient_norms(net, x[..., :1, :1], y[..., :1, :1]), expected, rtol=1e-10)
+def of_one_pixel(activation):
+    """A network with filters of one pixel and its data, and the MLP and the data that are the same."""
+    net, x, y = convolutional(depth=2, channels=12, kernel=1, activation=activation)
+    dense = MLP(net.a[..., 0, 0], tuple(w[..., 0, 0] for w in net.hidden), net.b[..., 0, 0], activation)
+    return (net, x[..., :1, :1], y[..., :1, :1]), (dense, x[..., 0, 0], y[..., 0, 0])
 
 
-def test_the_hessian_is_that_of_an_mlp():
-    with pytest.raises(ValueError, match=r"^The Hessian is measured on an MLP, not on an FCN\.$"):
-        curvature.hessian(*convolutional())
+def small_resnet(**options):
+    """Filters of a few numbers, alive with ReLU: a block has layers of 2, 9 and 2 weights, 52 in all."""
+    shapes = [(1, 2, 1), (1, 1, 3), (2, 1, 1)] * 4 + [(2, 2, 1)] * 4 * options.pop("skip", False)
+    kernel = 7 if options.get("stem") == "imagenet" else 3
+    a, b, *others = (
+        (gaussian(2, *shape, *[k] * 2, seed=i) + 0.5) * (2 / shape[1]) ** 0.5 / k
+        for i, (*shape, k) in enumerate([(2, 2, kernel), (2, 2, 1), *shapes], start=160)
+    )
+    choices = {"stem": "cifar", "activation": "tanh", "shortcuts": tuple(others[12:])} | options
+    return StrippedResNet(a, tuple(others[:12]), b[..., 0, 0], (1, 1, 1, 1), **choices)
+
+
+EVERYTHING = {"batch_norm": True, "padding": "circular"}
+CONVOLUTIONAL = {
+    "fcn": lambda **options: convolutional(depth=3, channels=2, **options)[0],
+    "fcn with everything": lambda **options: convolutional(depth=3, channels=2, skip=2, **EVERYTHING, **options)[0],
+    "resnet": small_resnet,
+    "resnet with everything": lambda **options: small_resnet(stem="imagenet", skip=True, **EVERYTHING, **options),
+}
+all_convolutional = pytest.mark.parametrize("kind", CONVOLUTIONAL)
+some_convolutional = pytest.mark.parametrize("kind", ["fcn", "resnet with everything"])
+without_blocks = pytest.mark.parametrize(
+    "quantity", [q for name, q in QUANTITIES.items() if name != "block"], ids=[n for n in QUANTITIES if n != "block"]
+)
+
+
+def convolutional_case(kind, activation="tanh"):
+    images = gaussian(4, 2, 8, 8)
+    return CONVOLUTIONAL[kind](activation=activation), images, images.flip(0) if "fcn" in kind else gaussian(4, 2)
+
+
+def moved(net, steps):
+    """The network with its hidden weights, as one vector, moved by ``steps`` (N,) for every seed."""
+    parts = steps.split([w[0].numel() for w in net.hidden])
+    return replace(net, hidden=tuple(w + part.view(w.shape[1:]) for w, part in zip(net.hidden, parts, strict=True)))
+
+
+def autograd(net, x, y):
+    leaves = [w.clone().requires_grad_() for w in net.hidden]
+    loss = replace(net, hidden=tuple(leaves)).losses(x, y).sum()
+    return torch.cat([g.flatten(1) for g in torch.autograd.grad(loss, leaves)], dim=1)
+
+
+def drawn_resnet(activation="tanh"):
+    sizes = {"blocks": (1, 1, 1, 1), "base": 1, "inputs": 2, "outputs": 2, "law": xavier, "seeds": 2, "skip": True}
+    return stripped_resnet(**sizes, activation=activation, generator=rng()), gaussian(3, 2, 8, 8), gaussian(3, 2)
+
+
+@pytest.mark.parametrize("kind", [*CONVOLUTIONAL, "drawn resnet"])
+def test_columns_of_convolutional_networks_are_differences_of_the_gradient(kind):
+    net, x, y = drawn_resnet() if kind == "drawn resnet" else convolutional_case(kind)
+    ends = np.cumsum([0, *(w[0].numel() for w in net.hidden)])
+    columns = sorted({*ends[:-1].tolist(), *(ends[1:] - 1).tolist()})  # the first and the last of each layer
+    eye, step = torch.eye(weights(net), dtype=torch.float64), 1e-5
+    up, down = ([autograd(moved(net, sign * step * eye[c]), x, y) for c in columns] for sign in (1, -1))
+    expected = (torch.stack(up) - torch.stack(down)).movedim(0, 1) / (2 * step)
+    assert_near(curvature.hessian_columns(net, x, y, columns).movedim(0, 1), expected, tolerance=1e-6)
+
+
+@all_convolutional
+def test_entries_of_convolutional_networks_are_second_differences_of_the_loss(kind):
+    net, x, y = convolutional_case(kind)
+    total, step = weights(net), 1e-4
+    eye, h = torch.eye(total, dtype=torch.float64), curvature.hessian(net, x, y)
+    for i, j in [(0, 0), (0, total - 1), (1, 3), (total // 2, total // 3), (total - 3, 5)]:
+        value = sum(
+            s * t * moved(net, step * (s * eye[i] + t * eye[j])).losses(x, y) for s, t in product((1, -1), repeat=2)
+        ) / (4 * step**2)
+        assert torch.all((value - h[:, i, j]).abs() < 1e-4 * h.abs().amax(dim=(1, 2)))
+
+
+@all_convolutional
+@pytest.mark.parametrize("activation", ["linear", "relu", "selu", "sigmoid"])
+def test_convolutional_hessians_are_symmetric_and_products_are_theirs(kind, activation):
+    net, x, y = convolutional_case(kind, activation)
+    h, v = curvature.hessian(net, x, y), gaussian(2, 3, weights(net))
+    assert torch.all(h.abs().amax(dim=(1, 2)) > 0)
+    assert_near(h.mT, h)
+    assert_near(curvature.hessian_vector_products(net, x, y, v), v @ h)
+
+
+@every
+@without_blocks
+def test_networks_of_one_pixel_are_mlps(activation, quantity):
+    images, dense = of_one_pixel(activation)
+    assert_near(quantity(*images, rng(5), 2**30), quantity(*dense, rng(5), 2**30), tolerance=1e-9)
+
+
+@some_convolutional
+@without_blocks
+def test_seeds_and_the_budget_change_no_convolutional_result(kind, quantity):
+    net, x, y = convolutional_case(kind)
+    together = quantity(net, x, y, rng(5), 2**30)
+    assert_near(quantity(net, x, y, rng(5), 1), together)
+    draw = rng(5)
+    one_by_one = [quantity(curvature._chosen(net, slice(s, s + 1)), x, y, draw, 2**30) for s in range(2)]
+    assert_near(torch.cat(one_by_one), together)
+
+
+@some_convolutional
+@without_blocks
+def test_measuring_leaves_convolutional_networks_alone(kind, quantity):
+    net, x, y = convolutional_case(kind)
+    inputs = (x, y, net.a, *net.hidden, net.b, *getattr(net, "shortcuts", ()))
+    before, expected = [w.clone() for w in inputs], quantity(net, x, y, rng(5), 2**30)
+    for w in inputs[2:]:
+        w.requires_grad_()
+    value = quantity(net, x, y, rng(5), 2**30)
+    assert torch.equal(value, expected)
+    assert not value.requires_grad
+    assert all(torch.equal(a, b) and a.grad is None for a, b in zip(inputs, before, strict=True))
+
+
+@some_convolutional
+@without_blocks
+def test_targets_that_do_not_fit_convolutional_networks_raise(kind, quantity):
+    net, x, y = convolutional_case(kind)
+    right = r"\(4, 2, 8, 8\)" if "fcn" in kind else r"\(4, 2\)"
+    for targets in (y[:, :1], y[:3], y[..., :1], y[None]):
+        with pytest.raises(ValueError, match=f"^Targets for these inputs have shape {right}, not "):
+            quantity(net, x, targets, rng(), 2**30)
+
+
+def test_blocks_of_convolutional_networks_raise():
+    with pytest.raises(
+        ValueError,
+        match=r"^Blocks are built for multilayer perceptrons; of a convolutional network, ask for columns\.$",
+    ):
+        curvature.hessian_block(*convolutional(), 1, 1)
+
+
+@pytest.mark.parametrize("shape", [(52,), (2, 52), (1, 1, 52), (2, 1, 48), (2, 1, 1, 52)])
+def test_vectors_of_another_shape_than_that_of_all_filters_raise(shape):
+    with pytest.raises(ValueError, match=r"have shape \(2, m, 52\), not"):
+        curvature.hessian_vector_products(*convolutional_case("resnet"), torch.zeros(shape))
+
+
+@pytest.mark.parametrize("bad", [[-1], [0, 52], []])
+def test_a_column_outside_the_hessian_of_all_filters_raises(bad):
+    with pytest.raises(IndexError, match="from 0 to 51"):
+        curvature.hessian_columns(*convolutional_case("resnet"), bad)
+
+
+def test_extremes_of_convolutional_networks_equal_those_of_the_whole_hessian():
+    net, x, y = convolutional(depth=2, channels=4, activation="selu")  # 288 weights: Lanczos
+    exact = torch.linalg.eigvalsh(curvature.hessian(net, x, y))
+    assert_near(curvature.extreme_eigenvalues(net, x, y, generator=rng()), ends(exact, 3), tolerance=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["resnet", "resnet with everything"])
+def test_quadrature_of_unequal_layers_is_exact_with_all_steps(kind):
+    net, x, y = convolutional_case(kind)
+    density = curvature.spectral_density(net, x, y, probes=2, steps=52, generator=rng())
+    eigenvalues, vectors = torch.linalg.eigh(curvature.hessian(net, x, y))
+    shares, scale = (probes(net, 2) @ vectors).square(), eigenvalues.abs().amax(dim=1)[:, None, None]
+    exact = (shares * torch.cos(eigenvalues[:, None] / scale)).sum(dim=2)
+    value = (density.weights * torch.cos(density.nodes / scale)).sum(dim=2)
+    torch.testing.assert_close(value, exact, rtol=1e-10, atol=0)
+
+
+def own_and_others(net):
+    """Which entries of the Hessian are in diagonal blocks, (N, N)."""
+    layer = torch.repeat_interleave(torch.tensor([w[0].numel() for w in net.hidden]))
+    return layer[:, None] == layer
+
+
+@all_convolutional
+def test_magnitudes_of_unequal_layers_are_means_over_entries(kind):
+    net, x, y = convolutional_case(kind)
+    h, own = curvature.hessian(net, x, y).abs(), own_and_others(net)
+    total = weights(net)
+    drawn = torch.randperm(total, generator=rng())[:9]
+    whole = curvature.magnitudes(net, x, y)
+    some = curvature.magnitudes(net, x, y, columns=9, generator=rng())
+    for measured, columns in ((whole, torch.arange(total)), (some, drawn)):
+        part, mine = h[:, :, columns], own[:, columns]
+        for value, among in ((measured.diagonal, mine), (measured.off_diagonal, ~mine)):
+            torch.testing.assert_close(value, part[:, among].mean(dim=1), rtol=1e-10, atol=0)
+    norms = curvature.gradient_norms(net, x, y).mean(dim=1)
+    torch.testing.assert_close(whole.gradient, norms, rtol=1e-12, atol=0)
+    torch.testing.assert_close(some.gradient, norms, rtol=1e-12, atol=0)
+    assert not whole.diagonal_error.any()
+    assert not whole.off_diagonal_error.any()
+    assert torch.all(some.diagonal_error > 0)
+    assert torch.all(some.off_diagonal_error > 0)
+
+
+def test_disjoint_drawings_of_columns_add_up_to_the_whole():
+    net, x, y = convolutional_case("resnet")
+    whole, own, state = curvature.magnitudes(net, x, y), own_and_others(net), curvature._Graph(net, x, y)
+    drawings = torch.randperm(52, generator=rng()).view(4, 13)
+    means = torch.stack([torch.stack(curvature._column_means(state, d.tolist(), 2**30)[:2]) for d in drawings])
+    counts = torch.stack([torch.stack([own[:, d].sum(), (~own[:, d]).sum()]) for d in drawings])
+    expected = torch.stack([whole.diagonal, whole.off_diagonal])
+    together = (means * counts[..., None]).sum(dim=0) / counts.sum(dim=0)[:, None]
+    torch.testing.assert_close(together, expected, rtol=1e-12, atol=0)
+
+
+def test_the_mean_of_equal_entries_has_no_error_however_unequal_the_layers(monkeypatch):
+    net, ones = small_resnet(), torch.ones(2, 13, 52, dtype=torch.float64)
+    monkeypatch.setattr(curvature, "_columns", lambda state, names, memory: [(names, ones.clone())])
+    found = curvature._column_means(SimpleNamespace(net=net), list(range(0, 52, 4)), 2**30)
+    assert torch.equal(torch.stack(found), torch.tensor([1.0, 1.0, 0.0, 0.0]).double()[:, None].expand(4, 2))
+
+
+@pytest.mark.parametrize("columns", [13, 26])
+def test_the_ratio_of_sums_over_columns_has_an_honest_error(monkeypatch, columns):
+    net, x, y = convolutional_case("resnet")
+    h, whole = curvature.hessian(net, x, y), curvature.magnitudes(net, x, y)
+    monkeypatch.setattr(curvature, "_columns", lambda state, names, memory: [(names, h[:, names])])
+    permutations = [torch.randperm(52, generator=rng(s))[:columns].tolist() for s in range(600)]
+    runs = torch.stack([torch.stack(curvature._column_means(SimpleNamespace(net=net), p, 2**30)) for p in permutations])
+    means, errors = runs[:, :2], runs[:, 2:].square().mean(dim=0).sqrt()
+    spread = means.std(dim=0)
+    bias = (means.mean(dim=0) - torch.stack([whole.diagonal, whole.off_diagonal])).abs()
+    assert torch.all(bias < 0.2 * spread)  # a ratio is unbiased in the limit of many columns
+    torch.testing.assert_close(errors, spread, rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("kind", ["fcn", "resnet"])
+def test_gradient_norms_of_tiny_float32_networks_do_not_underflow(kind, activation):
+    net, x, y = convolutional_case(kind, activation)
+    a, b = net.a * 1e-15, net.b * 1e-15  # squares of the gradient are below 1e-45, where float32 ends
+    single = replace(net, a=a.float(), hidden=tuple(w.float() for w in net.hidden), b=b.float())
+    norms = curvature.gradient_norms(single, x, y)
+    assert 0 < norms.min() < norms.max() < 1e-27
+    double = curvature.gradient_norms(replace(net, a=a, b=b), x, y)
+    torch.testing.assert_close(norms.double(), double, rtol=1e-4, atol=0)
+    tiny = curvature.gradient_norms(replace(net, a=a * 1e-105, b=b * 1e-105), x, y)
+    torch.testing.assert_close(tiny, 1e-210 * double, rtol=1e-4 if activation == "tanh" else 1e-10, atol=0)
+    with pytest.warns(UserWarning, match=r"Entries of the Hessian are about \S+, and float32 ends at 1e-38"):
+        curvature.hessian_columns(single, x, y, [0])
+
+
+def test_convolutional_curvature_needs_no_grad_mode():
+    net, x, y = convolutional_case("fcn")
+    expected = [QUANTITIES[name](net, x, y, rng(5), 2**30) for name in ("norms", "drawn magnitudes")]
+    with torch.no_grad():
+        found = [QUANTITIES[name](net, x, y, rng(5), 2**30) for name in ("norms", "drawn magnitudes")]
+    for one, other in zip(found, expected, strict=True):
+        assert_near(one, other)
+    assert curvature.hessian_vector_products(net, x, y, torch.zeros(2, 0, sum(curvature._sizes(net)))).shape[1] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_images_may_have_another_type(dtype):
+    net, x, y = convolutional_case("resnet")
+    x, y = (3 * x).round(), (3 * y).round()
+    for quantity in (QUANTITIES["norms"], QUANTITIES["drawn magnitudes"]):
+        assert_near(quantity(net, x.to(dtype), y.to(dtype), rng(5), 2**30), quantity(net, x, y, rng(5), 2**30))
 
 
 # ---- vectors, columns and blocks
@@ -739,6 +988,19 @@ def test_magnitudes_keep_to_their_budget(activation, width, columns):
     assert peaks[1] < 2 * 2**23
     if activation != "linear":  # of which n = 100 samples become 16
         assert peaks[2] > 3 * peaks[1]
+
+
+@pytest.mark.parametrize("kind", ["fcn", "resnet"])
+def test_magnitudes_of_convolutional_networks_keep_to_their_budget(kind):
+    net, x, y = convolutional_case(kind)
+    many = [w.repeat(30, *[1] * (w.ndim - 1)) for w in (net.a, *net.hidden, net.b)]
+    net, peaks = replace(net, a=many[0], hidden=tuple(many[1:-1]), b=many[-1]), []
+    for memory in (2**20, 2**20, 2**30):  # the first loads what torch loads once
+        with Peak() as peak:
+            curvature.magnitudes(net, x, y, columns=2, generator=rng(), memory=memory)
+        peaks.append(peak.peak)
+    assert 2**18 < peaks[1] < 2 * 2**20
+    assert peaks[2] > 3 * peaks[1]
 
 
 def test_norms_of_tiny_gradients_do_not_underflow():

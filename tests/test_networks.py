@@ -1,6 +1,8 @@
 """The MLP of equation 1, held against numpy with explicit gates, and convolutional networks, against torch.nn."""
 
 import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vclib.initialization import he, lecun, orthogonal, xavier
-from vclib.networks import MLP, fcn, mlp
+from vclib.networks import MLP, fcn, mlp, stripped_resnet
 
 modest = settings(deadline=None, max_examples=25, derandomize=True)
 SIZES = {"depth": 4, "width": 3, "inputs": 5, "outputs": 2, "seeds": 3}
@@ -217,28 +219,35 @@ def images(n=6, inputs=3, rows=5, columns=7, seed=6):
     return torch.randn(n, inputs, rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+MODULES = {
+    "linear": torch.nn.Identity(),
+    "relu": torch.nn.ReLU(),
+    "tanh": torch.nn.Tanh(),
+    "selu": torch.nn.SELU(),
+    "sigmoid": torch.nn.Sigmoid(),
+}
+
+
+def module(net, w, stride=1):
+    """The filters of one seed as a module of torch.nn, normalised where the network is."""
+    conv = torch.nn.Conv2d(
+        *w.shape[1::-1], w.shape[-1], stride, padding=w.shape[-1] // 2, padding_mode=net.padding, bias=False
+    ).double()
+    conv.weight.data.copy_(w)
+    return torch.nn.Sequential(conv, torch.nn.BatchNorm2d(len(w), affine=False).double()) if net.batch_norm else conv
+
+
 def of_torch_nn(net, s, x):
     """What seed s computes, by the modules of torch.nn."""
-
-    def layer(w):
-        module = torch.nn.Conv2d(
-            *w.shape[1::-1], w.shape[-1], padding=w.shape[-1] // 2, padding_mode=net.padding, bias=False
-        ).double()
-        module.weight.data.copy_(w)
-        norm = torch.nn.BatchNorm2d(len(w), affine=False).double() if net.batch_norm else torch.nn.Identity()
-        return module, norm
-
-    phi = {"relu": torch.nn.ReLU(), "tanh": torch.nn.Tanh(), "linear": torch.nn.Identity()}[net.activation]
-    conv, norm = layer(net.a[s])
-    outputs = [phi(norm(conv(x)))]
+    phi = MODULES[net.activation]
+    outputs = [phi(module(net, net.a[s])(x))]
     for k, w in enumerate(net.hidden, start=1):
-        conv, norm = layer(w[s])
-        z = norm(conv(outputs[-1]))
+        z = module(net, w[s])(outputs[-1])
         outputs.append(phi(z + outputs[k - net.skip] if net.skip and k % net.skip == 0 else z))
-    return layer(net.b[s])[0](outputs[-1])
+    return module(replace(net, batch_norm=False), net.b[s])(outputs[-1])
 
 
-@pytest.mark.parametrize("activation", ["linear", "relu", "tanh"])
+@pytest.mark.parametrize("activation", MODULES)
 @pytest.mark.parametrize("padding", ["zeros", "circular"])
 @pytest.mark.parametrize(("kernel", "batch_norm", "skip"), [(3, False, 0), (5, False, 1), (3, True, 0), (3, True, 3)])
 def test_an_fcn_is_that_of_torch_nn(activation, padding, kernel, batch_norm, skip):
@@ -289,9 +298,218 @@ def test_losses_of_an_fcn_are_sums_over_pixels():
         ({"kernel": 2.5}, "For an FCN, kernel is a positive integer, not 2.5."),
         ({"padding": "reflect"}, "The padding 'reflect' is unknown; choose one of zeros, circular."),
         ({"skip": -3}, "skip is a number of layers, or 0 for none, not -3."),
-        ({"activation": "gelu"}, "The activation 'gelu' is unknown; choose one of linear, relu, tanh."),
+        ({"activation": "gelu"}, "The activation 'gelu' is unknown; choose one of linear, relu, tanh, selu, sigmoid."),
     ],
 )
 def test_bad_sizes_of_an_fcn(changes, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         draw_fcn(**changes)
+
+
+# ---- stripped ResNets
+
+RESNET_SIZES = {"blocks": (1, 2, 1, 1), "base": 2, "inputs": 3, "outputs": 4, "seeds": 2, "law": he}
+
+
+def draw_resnet(**changes):
+    generator = torch.Generator().manual_seed(5)
+    return stripped_resnet(**(RESNET_SIZES | {"activation": "relu"} | changes), generator=generator)
+
+
+def resnet_of_torch_nn(net, s, x):
+    """What seed s computes, by the modules of torch.nn."""
+    phi, filters = MODULES[net.activation], [w[s] for w in net.hidden]
+    if net.stem == "imagenet":
+        h = torch.nn.MaxPool2d(3, 2, 1)(phi(module(net, net.a[s], stride=2)(x)))
+    else:
+        h = phi(module(net, net.a[s])(x))
+    for stage in range(4):
+        for block in range(net.blocks[stage]):
+            stride = 2 if stage > 0 and block == 0 else 1
+            one, two, three = (filters.pop(0) for _ in range(3))
+            path = torch.nn.Sequential(module(net, one), phi, module(net, two, stride), phi, module(net, three))
+            if not net.shortcuts:
+                h = phi(path(h))
+            elif block == 0:
+                h = phi(path(h) + module(net, net.shortcuts[stage][s], stride)(h))
+            else:
+                h = phi(path(h) + h)
+    assert not filters
+    read_out = torch.nn.Linear(h.shape[1], net.b.shape[1], bias=False).double()
+    read_out.weight.data.copy_(net.b[s])
+    return read_out(h.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("activation", ["relu", "selu", "sigmoid"])
+@pytest.mark.parametrize(("stem", "rows"), [("cifar", 13), ("imagenet", 50)])
+@pytest.mark.parametrize("padding", ["zeros", "circular"])
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize(("batch_norm", "skip"), [(False, False), (True, False), (False, True), (True, True)])
+def test_a_resnet_is_that_of_torch_nn(activation, stem, rows, padding, big, batch_norm, skip):
+    choices = {"stem": stem, "padding": padding, "big": big, "batch_norm": batch_norm, "skip": skip}
+    net, x = draw_resnet(activation=activation, **choices), images(n=3, rows=rows, columns=rows + 7)
+    with torch.no_grad():
+        expected = torch.stack([resnet_of_torch_nn(net, s, x) for s in range(2)])
+    assert expected.abs().max() > 1e-4
+    assert torch.allclose(net(x), expected, rtol=1e-10, atol=1e-12 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize(("stem", "first", "stages"), [("cifar", 32, (32, 16, 8, 4)), ("imagenet", 16, (8, 4, 2, 1))])
+@pytest.mark.parametrize("padding", ["zeros", "circular"])
+def test_stages_halve_the_resolution(monkeypatch, stem, first, stages, padding):
+    """The rows of what each convolution puts out: blocks of three, and the second of a stage has the stride."""
+    rows, conv2d = [], torch.nn.functional.conv2d
+
+    def record(*args, **kwargs):
+        rows.append(conv2d(*args, **kwargs).shape[-1])
+        return conv2d(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", record)
+    draw_resnet(stem=stem, padding=padding, blocks=(2, 1, 2, 1))(images(n=1, rows=32, columns=32))
+    one, two, three, four = stages
+    assert rows == [first, *[one] * 6, one, two, two, two, *[three] * 5, three, four, four]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "depth"),
+    [
+        ((2, 2, 2, 2), 26),
+        ((2, 4, 4, 2), 38),
+        ((3, 4, 6, 3), 50),
+        ((3, 4, 23, 3), 101),
+        ((3, 8, 36, 3), 152),
+        ((3, 24, 36, 3), 200),
+        ((3, 36, 48, 3), 272),
+        ((3, 44, 62, 3), 338),
+        ((3, 70, 90, 3), 500),
+    ],
+)
+def test_the_depth_counts_the_layers(blocks, depth):
+    net = draw_resnet(blocks=list(blocks), base=1, seeds=1)
+    assert net.depth == depth == 2 + len(net.hidden)
+    assert net.blocks == blocks
+
+
+def without_numbers(fan_in, fan_out):
+    """A law for shapes alone."""
+    return SimpleNamespace(sample=lambda *shape, generator: torch.empty(shape, dtype=torch.float64, device="meta"))
+
+
+def test_resnet_50_has_as_many_weights_as_that_of_torchvision():
+    """torchvision.models.resnet50: 25,557,032 parameters, of which 53,120 normalise and 1,000 are biases."""
+    sizes = {"blocks": (3, 4, 6, 3), "base": 64, "outputs": 1000, "seeds": 1, "stem": "imagenet", "skip": True}
+    net = draw_resnet(**sizes, law=without_numbers)
+    count = sum(w.numel() for w in (net.a, *net.hidden, *net.shortcuts, net.b))
+    channels = [64, *(w.shape[1] for w in (*net.hidden, *net.shortcuts))]
+    assert 2 * sum(channels) == 53_120
+    assert count == 25_557_032 - 53_120 - 1_000
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+def test_shapes_of_a_resnet(big, stem):
+    net = draw_resnet(big=big, stem=stem, skip=True, inputs=1)
+    one, two = (3, 5) if big else (1, 3)
+    k = 7 if stem == "imagenet" else 3
+    assert net.a.shape == (2, 2, 1, k, k)
+    assert net.b.shape == (2, 4, 64)
+    shapes, entering = [], 2
+    for channels in (2, 4, 4, 8, 16):
+        shapes += [(2, channels, entering, one, one), (2, channels, channels, two, two)]
+        shapes += [(2, 4 * channels, channels, one, one)]
+        entering = 4 * channels
+    assert [w.shape for w in net.hidden] == shapes
+    assert [w.shape for w in net.shortcuts] == [(2, 8, 2, 1, 1), (2, 16, 8, 1, 1), (2, 32, 16, 1, 1), (2, 64, 32, 1, 1)]
+    assert (net.base, net.depth) == (2, 17)
+    assert draw_resnet().shortcuts == ()
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("law", [he, xavier])
+def test_filters_of_a_resnet_have_the_variance_of_their_fans(law, big):
+    net = draw_resnet(law=law, big=big, base=4, outputs=10, skip=True, stem="imagenet")
+    for w in (net.a, *net.hidden, *net.shortcuts, net.b[..., None, None]):
+        pixels = w.shape[-1] ** 2
+        variance = float(law(w.shape[2] * pixels, w.shape[1] * pixels).variance)
+        error = (0.8 / w.numel()) ** 0.5  # a uniform law has Var(w^2) = 0.8 sigma^4
+        assert abs(w.square().mean() / variance - 1) < 4 * error
+
+
+@pytest.mark.parametrize("draw_one", [draw_fcn, draw_resnet])
+def test_float32_networks_have_the_rounded_weights_of_float64(draw_one):
+    double, single = draw_one(), draw_one(dtype=torch.float32)
+    for right, w in zip((double.a, *double.hidden, double.b), (single.a, *single.hidden, single.b), strict=True):
+        assert (right.dtype, w.dtype) == (torch.float64, torch.float32)
+        assert torch.equal(w, right.float())
+    x = images(rows=16, columns=16)
+    assert torch.allclose(single(x.float()).double(), double(x), rtol=1e-4, atol=1e-4 * double(x).abs().max().item())
+
+
+def test_shortcuts_too_are_rounded_to_float32():
+    pair = draw_resnet(skip=True), draw_resnet(skip=True, dtype=torch.float32)
+    assert all(torch.equal(w, right.float()) for right, w in zip(*(net.shortcuts for net in pair), strict=True))
+
+
+def test_losses_of_a_resnet_are_half_mean_squares():
+    net, x, y = draw_resnet(), images(rows=16, columns=16), inputs(6, 4)
+    expected = [sum(0.5 * ((y[i] - net(x)[s, i]) ** 2).sum() for i in range(6)) / 6 for s in range(2)]
+    assert torch.allclose(net.losses(x, y), torch.stack(expected), rtol=1e-12)
+    for targets in (y[:, :3], y[:5], y[..., None]):
+        message = f"Targets for these inputs have shape (6, 4), not {tuple(targets.shape)}."
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            net.losses(x, targets)
+    with pytest.raises(ValueError, match=r"^At least one sample is needed\.$"):
+        net.losses(x[:0], y[:0])
+
+
+def test_a_resnet_with_circular_padding_sees_no_shift_by_its_strides():
+    net, x = draw_resnet(padding="circular", skip=True), images(n=2, rows=16, columns=16)
+    assert torch.allclose(net(x.roll((8, -8), dims=(2, 3))), net(x), rtol=1e-10)
+    assert not torch.allclose(net(x.roll(1, dims=2)), net(x), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"base": 0}, "For a ResNet, base is a positive integer, not 0."),
+        ({"outputs": 2.5}, "For a ResNet, outputs is a positive integer, not 2.5."),
+        ({"seeds": -1}, "For a ResNet, seeds is a positive integer, not -1."),
+        ({"blocks": (1, 2, 1)}, "A ResNet has four stages; give a list of four numbers of blocks, not (1, 2, 1)."),
+        ({"blocks": [1] * 5}, "A ResNet has four stages; give a list of four numbers of blocks, not [1, 1, 1, 1, 1]."),
+        ({"blocks": (1, 0, 1, 1)}, "For a ResNet, blocks[1] is a positive integer, not 0."),
+        ({"stem": "mnist"}, "The stem 'mnist' is unknown; choose one of cifar, imagenet."),
+        ({"padding": "reflect"}, "The padding 'reflect' is unknown; choose one of zeros, circular."),
+        ({"activation": "gelu"}, "The activation 'gelu' is unknown; choose one of linear, relu, tanh, selu, sigmoid."),
+    ],
+)
+def test_bad_sizes_of_a_resnet(changes, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        draw_resnet(**changes)
+
+
+def test_blocks_are_a_list():
+    with pytest.raises(ValueError, match=r"^A ResNet has four stages; give a list of four numbers of blocks, not 3\.$"):
+        draw_resnet(blocks=3)
+
+
+@pytest.mark.parametrize("draw", [draw_fcn, draw_resnet])
+@pytest.mark.parametrize("shape", [(4, 1, 16, 16), (4, 6, 16, 16), (3, 16, 16), (4, 3)])
+def test_images_have_the_channels_of_the_networks(draw, shape):
+    with pytest.raises(
+        ValueError, match=rf"^Images for these networks are \(n, \d, rows, columns\), not {re.escape(str(shape))}\.$"
+    ):
+        draw(inputs=2 if shape[1:2] == (6,) else 3)(torch.zeros(shape, dtype=torch.float64))
+
+
+def test_every_seed_may_have_its_own_images():
+    for net in (draw_fcn(), draw_resnet()):
+        seeds, x = len(net.a), [images(rows=16, columns=16, seed=s) for s in range(len(net.a))]
+        own = net.outputs_of(torch.cat(x, dim=1))
+        for s in range(seeds):
+            assert torch.allclose(own[s], net(x[s])[s], rtol=1e-10, atol=1e-14)
+
+
+def test_shortcuts_leave_the_other_weights_as_they_are():
+    plain, residual = draw_resnet(skip=False), draw_resnet(skip=True)
+    pairs = zip((plain.a, *plain.hidden, plain.b), (residual.a, *residual.hidden, residual.b), strict=True)
+    assert all(torch.equal(w, v) for w, v in pairs)

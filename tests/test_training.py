@@ -8,7 +8,7 @@ import re
 import signal
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from io import BytesIO
 from types import SimpleNamespace
 
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from vclib import training
 from vclib.initialization import he, xavier
-from vclib.networks import mlp
+from vclib.networks import fcn, mlp, stripped_resnet
 from vclib.training import (
     CURVES,
     LOSSES,
@@ -1038,3 +1038,90 @@ def test_a_checkpoint_fits_pieces_of_any_size(monkeypatch, path):
     run(net, OPTIMIZERS, epochs=1, checkpoint=path)
     monkeypatch.setattr(training, "CHUNK", 2**18)
     assert_same(run(net, OPTIMIZERS, epochs=3, checkpoint=path), run(net, OPTIMIZERS, epochs=3))
+
+
+# ---- convolutional networks
+
+
+def convolutional(kind, **options):
+    common = {"inputs": 2, "outputs": 3, "law": he, "activation": "relu", "seeds": 2, "generator": rng(4)} | options
+    if kind == "fcn":
+        return fcn(depth=3, channels=4, **common)
+    return stripped_resnet(blocks=(1, 1, 1, 1), base=2, **common)
+
+
+def pictures(n, seed=5):
+    x = torch.randn(n, 2, 8, 8, generator=rng(seed), dtype=torch.float64)
+    return x, torch.randint(3, (n,), generator=rng(seed + 1))
+
+
+def by_torch(net, s, make, x, y, epochs, batch, seed):
+    """Seed s trained alone by torch.optim on the same batches."""
+    names = [f.name for f in fields(net) if f.name in {"a", "b", "hidden", "shortcuts"}]
+    parts = {name: getattr(net, name) for name in names}
+    leaves = {
+        name: tuple(w[[s]].clone().requires_grad_() for w in (part if isinstance(part, tuple) else (part,)))
+        for name, part in parts.items()
+    }
+    optimizer = make([w for part in leaves.values() for w in part])
+    for epoch in range(1, epochs + 1):
+        order = np.random.default_rng([seed, s, epoch]).permutation(len(x))
+        for step in range(len(x) // batch):
+            index = order[step * batch : (step + 1) * batch]
+            own = {name: part if isinstance(parts[name], tuple) else part[0] for name, part in leaves.items()}
+            outputs = replace(net, **own)(x[index])[0]
+            outputs = outputs.mean(dim=(2, 3)) if outputs.ndim == 4 else outputs
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(outputs, y[index]).backward()
+            optimizer.step()
+    return leaves
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("fcn", {}),
+        ("fcn", {"batch_norm": True, "skip": 3}),
+        ("resnet", {}),
+        ("resnet", {"skip": True, "stem": "imagenet"}),
+    ],
+)
+def test_convolutional_ensembles_are_single_runs_of_torch_optim(kind, options):
+    net, (x, y) = convolutional(kind, **options), pictures(24)
+    rules = [SGD(0.05, momentum=0.9), Adam(0.01)]
+    made = [lambda w: torch.optim.SGD(w, lr=0.05, momentum=0.9), lambda w: torch.optim.Adam(w, lr=0.01)]
+    history = train(net, rules, (x, y), (x, y), epochs=2, batch=8, seed=3, dtype=torch.float64)
+    for c, make in enumerate(made):
+        trained = history.networks[c]
+        for s in range(2):
+            expected = by_torch(net, s, make, x, y, epochs=2, batch=8, seed=3)
+            for name, part in expected.items():
+                found = getattr(trained, name)
+                for w, v in zip(part, found if isinstance(found, tuple) else (found,), strict=True):
+                    torch.testing.assert_close(v[[s]], w.detach(), rtol=1e-7, atol=1e-10)
+            own = replace(trained, **{name: select(getattr(trained, name), s) for name in expected})
+            outputs = own(x)[0]
+            outputs = outputs.mean(dim=(2, 3)) if outputs.ndim == 4 else outputs
+            loss = torch.nn.functional.cross_entropy(outputs, y).item()
+            assert history.train_loss[-1, c, s] == pytest.approx(loss, rel=1e-6)
+
+
+def select(part, s):
+    return tuple(w[[s]] for w in part) if isinstance(part, tuple) else part[[s]]
+
+
+def test_a_convolutional_run_goes_on_where_it_was(tmp_path):
+    net, data = convolutional("resnet", skip=True), (pictures(24), pictures(10))
+    options = {"batch": 8, "checkpoint": tmp_path / "run.pt"}
+    train(net, [Adam(0.01)], *data, epochs=1, **options)
+    resumed = train(net, [Adam(0.01)], *data, epochs=3, **options)
+    straight = train(net, [Adam(0.01)], *data, epochs=3, batch=8)
+    assert np.array_equal(resumed.train_loss, straight.train_loss)
+    with pytest.raises(ValueError, match="belongs to another run"):
+        train(replace(net, padding="circular"), [Adam(0.01)], *data, epochs=3, **options)
+
+
+def test_images_of_convolutional_networks_have_rows_and_columns():
+    net, (x, y) = convolutional("fcn"), pictures(8)
+    with pytest.raises(ValueError, match=r"^The training set is images \(n, 2, rows, columns\) and labels \(n,\), not"):
+        train(net, [SGD(0.1)], (x.flatten(1), y), (x, y), epochs=1, batch=8)

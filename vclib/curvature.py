@@ -64,7 +64,7 @@ class SpectralDensity:
 
 
 def gradient_norms(net: Network, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    r"""Return :math:`\|\partial\mathcal L/\partial W^k\|_F` for every seed and layer, in float64.
+    r"""Return :math:`\|\partial\mathcal L/\partial W^k\|_F` for every seed and layer.
 
     Data ``x`` are (n, inputs) and ``y`` (n, outputs), or images for convolutional networks; the result is (seeds, L).
     Raises ValueError if their shapes do not fit the networks.
@@ -133,7 +133,7 @@ def hessian_block(net: MLP, x: torch.Tensor, y: torch.Tensor, k: int, l: int) ->
     True
     """
     if not isinstance(net, MLP):
-        raise ValueError(f"Blocks are built for an MLP, not for an {type(net).__name__}; ask for its columns.")
+        raise ValueError("Blocks are built for multilayer perceptrons; of a convolutional network, ask for columns.")
     if not (1 <= k <= net.depth and 1 <= l <= net.depth):
         raise IndexError(f"Layers are counted from 1 to {net.depth}; there is no block ({k}, {l}).")
     if k > l:
@@ -360,7 +360,7 @@ class _Pass:
         self.delta.reverse()
         self.bend.reverse()
         if net.a.dtype == torch.float32:
-            _warn_of_underflow(net, x, y)
+            _warn_of_underflow(_diagonal_sizes(net, x, y))
 
 
 class _Graph:
@@ -368,8 +368,13 @@ class _Graph:
 
     def __init__(self, net: FCN | StrippedResNet, x: torch.Tensor, y: torch.Tensor, *, twice: bool = True) -> None:
         self.net, self.leaves = net, tuple(w.detach().requires_grad_() for w in net.hidden)
-        loss = replace(net, hidden=self.leaves).losses(x.to(net.a), y.to(net.a)).sum()
-        self.gradients = [g.flatten(1) for g in torch.autograd.grad(loss, self.leaves, create_graph=twice)]
+        with torch.inference_mode(False), torch.enable_grad():
+            loss = replace(net, hidden=self.leaves).losses(x.to(net.a), y.to(net.a)).sum()
+            self.gradients = [g.flatten(1) for g in torch.autograd.grad(loss, self.leaves, create_graph=twice)]
+        if twice and net.a.dtype == torch.float32:
+            # With errors of the size of the targets, an entry of a diagonal block is about a squared gradient.
+            sizes = torch.stack([g.detach().double().square().mean(dim=1) for g in self.gradients])
+            _warn_of_underflow(sizes[sizes > 0])
 
     def times(self, v: torch.Tensor) -> torch.Tensor:
         """The Hessian of every seed times one vector; both are (seeds, N)."""
@@ -403,12 +408,17 @@ def _gated(gate: torch.Tensor | None, signal: torch.Tensor) -> torch.Tensor:
 def _norms(state: _Pass | _Graph) -> torch.Tensor:
     """Frobenius norms of the gradients, (seeds, L); scaled, since squares underflow at half the digits."""
     if isinstance(state, _Graph):
-        return torch.stack([part.detach().double().norm(dim=1) for part in state.gradients], dim=1)
+        return torch.stack([_scaled_norm(g.detach()) for g in state.gradients], dim=1)
     pairs = zip(state.delta, state.h[:-1], strict=True)
     gradients = torch.stack([delta @ h.mT for delta, h in pairs], dim=1) / state.samples
-    scale = gradients.abs().amax(dim=(2, 3), keepdim=True)
+    return _scaled_norm(gradients.flatten(2))
+
+
+def _scaled_norm(v: torch.Tensor) -> torch.Tensor:
+    """The norm of the last dimension."""
+    scale = v.abs().amax(dim=-1, keepdim=True)
     scale = torch.where(scale > 0, scale, 1)
-    return (gradients / scale).norm(dim=(2, 3)) * scale[:, :, 0, 0]
+    return (v / scale).norm(dim=-1) * scale[..., 0]
 
 
 def _directional(state: _Pass, layers: list[tuple[slice, torch.Tensor]]) -> torch.Tensor:
@@ -474,7 +484,10 @@ def _product(state: _Pass | _Graph, vectors: torch.Tensor, memory: int) -> torch
             f"Vectors for these networks have shape ({len(net.a)}, m, {total}), not {tuple(vectors.shape)}."
         )
     if isinstance(state, _Graph):
-        return torch.stack([state.times(v) for v in vectors.to(net.a).unbind(dim=1)], dim=1)
+        result = torch.empty_like(vectors, dtype=net.a.dtype, device=net.a.device)
+        for i, v in enumerate(vectors.to(net.a).unbind(dim=1)):
+            result[:, i] = state.times(v)
+        return result
     parts = []
     for group in vectors.to(net.a).split(_together(state, memory), dim=1):
         v = group.unflatten(2, (net.depth, net.width, net.width)).permute(2, 0, 3, 1, 4)
@@ -522,8 +535,9 @@ def _column_means(state: _Pass | _Graph, columns: Sequence[int], memory: int) ->
     for group, values in _columns(state, columns, memory):
         layer = torch.searchsorted(ends, torch.tensor(group), right=True)
         by_layer = torch.stack([part.sum(dim=2) for part in values.abs_().split(sizes.tolist(), dim=2)], dim=2)
-        own = by_layer.gather(2, layer.to(values.device).expand(len(values), -1)[..., None])[..., 0]
-        sums.append(torch.stack([own, by_layer.sum(dim=2) - own]))
+        place = layer.to(values.device).expand(len(values), -1)[..., None]
+        own = by_layer.gather(2, place)[..., 0]  # summed apart: they may be far below the others, or above
+        sums.append(torch.stack([own, by_layer.scatter(2, place, 0.0).sum(dim=2)]))
         counts.append(torch.stack([sizes[layer], total - sizes[layer]]))
     sums, counts = torch.cat(sums, dim=2), torch.cat(counts, dim=1).to(sums[0])[:, None]
     of_a_column = counts.mean(dim=2)  # at depth 1 the others have none: 0/0 is NaN
@@ -727,22 +741,26 @@ def _saved(net: FCN | StrippedResNet, x: torch.Tensor) -> int:
 
     one = _chosen(net, slice(0, 1))
     leaves = tuple(w.detach().requires_grad_() for w in one.hidden)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         replace(one, hidden=leaves)(x.to(net.a))
     return sum(kept)
 
 
-def _warn_of_underflow(net: MLP, x: torch.Tensor, y: torch.Tensor) -> None:
+def _diagonal_sizes(net: MLP, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The size of the entries of each diagonal block, in float64, where it is not 0."""
     double = MLP(net.a.double(), tuple(w.double() for w in net.hidden), net.b.double(), net.activation)
     state = _Pass(double, x, y)
     sizes = []
     for read, h in zip(_read_outs(state), state.h[:-1], strict=True):
         sizes.append(read.square().mean(dim=(1, 2, 3)) * h.square().mean(dim=(1, 2)))
-    smallest = torch.stack(sizes)
-    smallest = smallest[smallest > 0]
-    if smallest.numel() and smallest.min() < torch.finfo(torch.float32).tiny:
+    sizes = torch.stack(sizes)
+    return sizes[sizes > 0]
+
+
+def _warn_of_underflow(sizes: torch.Tensor) -> None:
+    if sizes.numel() and sizes.min() < torch.finfo(torch.float32).tiny:
         warnings.warn(
-            f"Entries of the Hessian are about {smallest.min():.0e}, and float32 ends at 1e-38: they are lost. "
+            f"Entries of the Hessian are about {sizes.min():.0e}, and float32 ends at 1e-38: they are lost. "
             "Use float64.",
             stacklevel=4,
         )

@@ -63,9 +63,17 @@ def check_targets(net: "MLP | FCN | StrippedResNet", x: torch.Tensor, y: torch.T
     """Raise ValueError unless the targets ``y`` have the shape of the outputs for n inputs, and n is positive."""
     if not len(x):
         raise ValueError("At least one sample is needed.")
+    if not isinstance(net, MLP):
+        check_images(net, x)
     expected = (len(x), net.b.shape[1], *(x.shape[2:] if isinstance(net, FCN) else ()))
     if y.shape != expected:
         raise ValueError(f"Targets for these inputs have shape {expected}, not {tuple(y.shape)}.")
+
+
+def check_images(net: "FCN | StrippedResNet", x: torch.Tensor) -> None:
+    """Raise ValueError unless ``x`` are images (n, inputs, rows, columns) with the channels of the networks."""
+    if x.ndim != 4 or x.shape[1] != net.a.shape[2]:
+        raise ValueError(f"Images for these networks are (n, {net.a.shape[2]}, rows, columns), not {tuple(x.shape)}.")
 
 
 def _losses(net: "MLP | FCN | StrippedResNet", x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -176,6 +184,11 @@ class FCN:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Map images (n, inputs, rows, columns) to images (seeds, n, outputs, rows, columns)."""
+        check_images(self, x)
+        return self.outputs_of(x)
+
+    def outputs_of(self, x: torch.Tensor) -> torch.Tensor:
+        """The same, and every seed has its own images if ``x`` is (n, seeds x inputs, rows, columns)."""
         phi = ALL_ACTIVATIONS[self.activation]
         h = phi(_layer(self, x, self.a))
         entered = h
@@ -232,6 +245,11 @@ class StrippedResNet:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Map images (n, inputs, rows, columns) to (seeds, n, outputs)."""
+        check_images(self, x)
+        return self.outputs_of(x)
+
+    def outputs_of(self, x: torch.Tensor) -> torch.Tensor:
+        """The same, and every seed has its own images if ``x`` is (n, seeds x inputs, rows, columns)."""
         phi, filters = ALL_ACTIVATIONS[self.activation], iter(self.hidden)
         h = phi(_layer(self, x, self.a, stride=1 if self.stem == "cifar" else 2))
         if self.stem == "imagenet":
@@ -346,7 +364,9 @@ def stripped_resnet(
 
     ``blocks`` are the numbers of blocks in the four stages: (3, 4, 6, 3) has depth 50. ``base`` is 64 in the paper, and
     128 in its wide networks. The convolutions of a block are 1 x 1, 3 x 3 and 1 x 1; in ``big`` networks 3 x 3, 5 x 5
-    and 3 x 3. Laws, dtype and the other arguments are as in :func:`fcn`; fields are those of :class:`StrippedResNet`.
+    and 3 x 3 (with circular padding, for images that still have two pixels in the last stage). Shortcuts are drawn
+    last, so that networks with and without them have the same other weights. The other arguments are those of
+    :func:`fcn`, the fields those of :class:`StrippedResNet`.
 
     Raises ValueError if a size is not positive, there are not four stages, or the stem, the activation or the padding
     is unknown.
@@ -357,8 +377,8 @@ def stripped_resnet(
     >>> net(torch.zeros(7, 3, 32, 32, dtype=torch.float64)).shape, net.depth
     (torch.Size([5, 7, 10]), 50)
     """
-    if len(blocks) != 4:
-        raise ValueError(f"A ResNet has four stages; give four numbers of blocks, not {tuple(blocks)!r}.")
+    if not isinstance(blocks, Sequence) or len(blocks) != 4:
+        raise ValueError(f"A ResNet has four stages; give a list of four numbers of blocks, not {blocks!r}.")
     sizes = {f"blocks[{s}]": count for s, count in enumerate(blocks)}
     sizes |= {"base": base, "inputs": inputs, "outputs": outputs, "seeds": seeds}
     choices = {"activation": (activation, ALL_ACTIVATIONS), "padding": (padding, PADDINGS), "stem": (stem, STEMS)}
@@ -370,8 +390,7 @@ def stripped_resnet(
     ends, middle, hidden, shortcuts, entering = 3 if big else 1, 5 if big else 3, [], [], base
     for stage, count in enumerate(blocks):
         channels = base * 2**stage
-        if skip:
-            shortcuts.append(draw(4 * channels, entering, 1))
+        shortcuts.append((4 * channels, entering, 1))
         for _ in range(count):
             hidden += [
                 draw(channels, entering, ends),
@@ -380,4 +399,5 @@ def stripped_resnet(
             ]
             entering = 4 * channels
     a, b = draw(base, inputs, STEMS[stem]), draw(outputs, entering, 1)[..., 0, 0]
-    return StrippedResNet(a, tuple(hidden), b, tuple(blocks), stem, activation, padding, batch_norm, tuple(shortcuts))
+    shortcuts = tuple(draw(*shape) for shape in shortcuts) if skip else ()
+    return StrippedResNet(a, tuple(hidden), b, tuple(blocks), stem, activation, padding, batch_norm, shortcuts)

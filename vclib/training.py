@@ -461,7 +461,7 @@ class _ConvolutionalMembers(_Members):
         # Images that differ from seed to seed stand beside each other as channels, those for all seeds only once.
         x = x[0] if len(x) == 1 else x.repeat_interleave(self.copies, dim=0).transpose(0, 1).flatten(1, 2)
         with torch.set_grad_enabled(backward):
-            outputs = self._net([block.flatten(1, 2) for block in leaves])(x)
+            outputs = self._net([block.flatten(1, 2) for block in leaves]).outputs_of(x)
             outputs = outputs.flatten(3).mean(dim=3) if isinstance(self.net, FCN) else outputs
         labels = y[:, None].expand(self.seeds, self.copies, n).reshape(together, 1, n)
         right = (outputs.argmax(dim=2)[:, None] == labels).double().mean(dim=(1, 2))
