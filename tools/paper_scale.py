@@ -38,6 +38,27 @@ STAGES = [  # Appendix A.1: blocks in the four stages of nine stripped ResNets
     [3, 70, 90, 3],
 ]
 VARIANTS = {"stripped": {}, "wide": {"base": 128}, "big": {"big": True}, "circular": {"padding": "circular"}}
+RATES = [  # of a small stripped ResNet
+    *(SGD(r) for r in (1e-1, 3e-2, 1e-2, 1e-3)),
+    *(SGD(r, momentum=0.9) for r in (1e-1, 1e-2, 3e-3, 1e-3)),
+    *(RMSprop(r) for r in (1e-3, 3e-4, 1e-4)),
+    *(Adam(r) for r in (1e-3, 3e-4, 1e-4)),
+]
+PAPER_RESNET = [SGD(1e-3), SGD(1e-4, momentum=0.9), RMSprop(1e-6), Adam(1e-6)]
+TRAINED = {  # name: setting, optimisers, seeds, epochs
+    "figure-8-small": (
+        {"blocks": [3, 4, 6, 3], "base": 8, "stem": "imagenet", "batch": 64, "images": 1000},
+        RATES,
+        3,
+        120,
+    ),
+    "figure-8": (
+        {"blocks": [3, 70, 90, 3], "base": 64, "stem": "cifar", "batch": 64, "images": None},
+        PAPER_RESNET,
+        1,
+        30,
+    ),
+}
 EXPERIMENTS = {  # name: settings, optimisers, seeds, epochs
     "figure-5": ([{}], PAPER, 10, 60),
     "figure-5-rates": ([{}], [m(r) for m, r in product(METHODS, LARGER + GRID)], 3, 10),
@@ -102,6 +123,46 @@ def run(*, setting: dict, optimizers: list, seeds: int, epochs: int, checkpoint:
         for c, optimizer in enumerate(optimizers)
     ]
     return entries, history.seconds
+
+
+def train_resnet(name: str, epochs: int | None, folder: Path, code: str) -> Path:
+    """Train a stripped ResNet on CIFAR-10 with all optimisers, and store the curves."""
+    setting, optimizers, seeds, usual = TRAINED[name]
+    epochs, (_, generator) = epochs or usual, runtime.generators(0)
+    sets = []
+    for split, most in (("train", setting["images"]), ("test", setting["images"])):
+        sample = data.cifar10(split=split, count=most, generator=generator)
+        sets.append((sample.standardized(dtype=torch.float32).view_as(sample.images), sample.labels))
+    net = networks.stripped_resnet(
+        blocks=setting["blocks"],
+        base=setting["base"],
+        stem=setting["stem"],
+        inputs=3,
+        outputs=10,
+        law=initialization.he,
+        activation="relu",
+        seeds=seeds,
+        generator=generator,
+        device=runtime.device(),
+        dtype=torch.float32,
+    )
+    history = training.train(
+        net, optimizers, *sets, epochs=epochs, batch=setting["batch"], measured=1000, checkpoint=folder / f"{name}.pt"
+    )
+    runs = [
+        {"optimizer": repr(optimizer), "diverged": history.diverged[c].tolist()}
+        | {curve: getattr(history, curve)[:, c].T.tolist() for curve in training.CURVES}
+        for c, optimizer in enumerate(optimizers)
+    ]
+    parameters = setting | {"epochs": epochs, "loss": "cross-entropy", "inputs": "standardised", "measured": 1000}
+    return results.store(
+        name,
+        {"runs": runs},
+        seconds=history.seconds,
+        seeds=list(range(seeds)),
+        parameters=parameters,
+        code=code,
+    )
 
 
 def resnets(stems: list[str], variants: dict[str, dict], **more) -> list[dict]:
@@ -178,13 +239,17 @@ def measure(name: str, folder: Path, code: str) -> Path:
 def main() -> None:
     """Read the command line, run, store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", choices=[*EXPERIMENTS, *UNTRAINED])
+    parser.add_argument("experiment", choices=[*EXPERIMENTS, *UNTRAINED, *TRAINED])
     parser.add_argument("--epochs", type=int, help="instead of the experiment's own number")
     parser.add_argument("--checkpoints", type=Path, default=ROOT / "_build/paper", help="folder for what is unfinished")
     arguments = parser.parse_args()
     code = results.revision()
     if arguments.experiment in UNTRAINED:
         print(f"Stored {measure(arguments.experiment, arguments.checkpoints, code)}.")
+        return
+    if arguments.experiment in TRAINED:
+        path = train_resnet(arguments.experiment, arguments.epochs, arguments.checkpoints, code)
+        print(f"Stored {path}.")
         return
     changes, optimizers, seeds, epochs = EXPERIMENTS[arguments.experiment]
     epochs = arguments.epochs or epochs
