@@ -39,8 +39,8 @@ STAGES = [  # Appendix A.1: blocks in the four stages of nine stripped ResNets
 ]
 VARIANTS = {"stripped": {}, "wide": {"base": 128}, "big": {"big": True}, "circular": {"padding": "circular"}}
 RATES = [  # of a small stripped ResNet
-    *(SGD(r) for r in (1e-1, 3e-2, 1e-2, 1e-3)),
-    *(SGD(r, momentum=0.9) for r in (1e-1, 1e-2, 3e-3, 1e-3)),
+    *(SGD(r) for r in (1e-1, 1e-2, 1e-3)),
+    *(SGD(r, momentum=0.9) for r in (1e-2, 1e-3, 1e-4)),
     *(RMSprop(r) for r in (1e-3, 3e-4, 1e-4)),
     *(Adam(r) for r in (1e-3, 3e-4, 1e-4)),
 ]
@@ -50,7 +50,7 @@ TRAINED = {  # name: setting, optimisers, seeds, epochs
         {"blocks": [3, 4, 6, 3], "base": 8, "stem": "imagenet", "batch": 64, "images": 1000},
         RATES,
         3,
-        120,
+        100,
     ),
     "figure-8": (
         {"blocks": [3, 70, 90, 3], "base": 64, "stem": "cifar", "batch": 64, "images": None},

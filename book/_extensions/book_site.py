@@ -21,6 +21,8 @@ ICONS = """angle-left angle-right arrow-up bars chevron-down circle-half-stroke 
 magnifying-glass moon outdent rocket sun xmark github gitlab"""
 ICON_RULE = re.compile(r'((?:\.fa-[\w-]+:before,?)+)\{content:"[^"]*"\}')
 ICON_CODE = re.compile(r"\\([ef][0-9a-f]{3})\b")  # some rules have the code, others the character itself
+FIGURE_ROW = re.compile(r"^\| (\d+) \| (\S+)#(\S+) \| \|$", re.MULTILINE)
+FIGURE_IMAGE = re.compile(r'<img alt="Our Figure (\d+)" data-of="([^"#]+)#([^"]+)"[^>]*>')
 ICON_FILE = re.compile(r'url\([^)]*/(fa-solid-900)\.woff2\) format\("woff2"\),url\([^)]*\.ttf\) format\("truetype"\)')
 
 
@@ -87,6 +89,41 @@ def trim_icons(app: Sphinx, exception: Exception | None) -> None:
         unused.unlink(missing_ok=True)
 
 
+def fill_figure_index(app: Sphinx, page: str, source: list[str]) -> None:
+    """Complete the rows of the index of figures with the words of the ledger, and leave room for the pictures."""
+    if page != "figures":
+        return
+    ledger = (ROOT / "book" / "ledger.md").read_text(encoding="utf-8")
+
+    def row(match: re.Match) -> str:
+        number, chapter, anchor = match.groups()
+        (found,) = re.findall(rf"^\| Figure {number} \| (.*?) \| .*? \| (.*?) \| .*? \| (.*) \|$", ledger, re.MULTILINE)
+        shows, verdict, note = found
+        picture = f'<img alt="Our Figure {number}" data-of="{chapter}#{anchor}">'
+        ours = f'<a href="{chapter}.html#{anchor}">{picture}</a>'
+        return f"| {number} | {ours} | {shows} **{verdict.capitalize()}.** {note} |"
+
+    source[0] = FIGURE_ROW.sub(row, source[0])
+
+
+def place_pictures(app: Sphinx, exception: Exception | None) -> None:
+    """Put each chapter's picture into the index of figures, once all chapters are written."""
+    index = Path(app.outdir) / "figures.html"
+    if exception or not index.is_file():
+        return
+
+    def picture(match: re.Match) -> str:
+        number, chapter, anchor = match.groups()
+        page = Path(app.outdir) / f"{chapter}.html"
+        text = page.read_text(encoding="utf-8") if page.is_file() else ""
+        found = re.search(rf'<figure[^>]* id="{anchor}">\s*<img[^>]* src="([^"]+)"', text)
+        if found is None:
+            raise ExtensionError(f"The index of figures names {chapter}#{anchor}, which has no picture.")
+        return f'<img alt="Our Figure {number}" loading="lazy" src="{found[1]}">'
+
+    index.write_text(FIGURE_IMAGE.sub(picture, index.read_text(encoding="utf-8")), encoding="utf-8")
+
+
 def name_array_like(app: Sphinx, *_: object) -> None:
     """Write ``array_like`` in the API for numpy's ArrayLike, which would otherwise be spelt out over four lines."""
     for hints in app.env.temp_data.get("annotations", {}).values():
@@ -110,7 +147,9 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Connect the above to Sphinx."""
     app.connect("config-inited", configure, priority=900)
     app.connect("builder-inited", copy_mathjax)
+    app.connect("source-read", fill_figure_index)
     app.connect("build-finished", trim_icons)
+    app.connect("build-finished", place_pictures)
     app.connect("autodoc-process-signature", name_array_like, priority=600)  # after autodoc has noted the hints
     app.connect("html-page-context", launch_notebooks_only, priority=600)  # after the theme has made its buttons
     app.connect("html-page-context", mend_citation_list)
