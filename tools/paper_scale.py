@@ -49,8 +49,8 @@ TRAINED = {  # name: setting, optimisers, seeds, epochs
     "figure-8-small": (
         {"blocks": [3, 4, 6, 3], "base": 8, "stem": "imagenet", "batch": 64, "images": 1000},
         RATES,
-        3,
-        100,
+        2,
+        80,
     ),
     "figure-8": (
         {"blocks": [3, 70, 90, 3], "base": 64, "stem": "cifar", "batch": 64, "images": None},
@@ -130,7 +130,7 @@ def train_resnet(name: str, epochs: int | None, folder: Path, code: str) -> Path
     setting, optimizers, seeds, usual = TRAINED[name]
     epochs, (_, generator) = epochs or usual, runtime.generators(0)
     sets = []
-    for split, most in (("train", setting["images"]), ("test", setting["images"])):
+    for split, most in (("train", setting["images"]), ("test", setting["images"] and setting["images"] // 2)):
         sample = data.cifar10(split=split, count=most, generator=generator)
         sets.append((sample.standardized(dtype=torch.float32).view_as(sample.images), sample.labels))
     net = networks.stripped_resnet(
@@ -147,14 +147,14 @@ def train_resnet(name: str, epochs: int | None, folder: Path, code: str) -> Path
         dtype=torch.float32,
     )
     history = training.train(
-        net, optimizers, *sets, epochs=epochs, batch=setting["batch"], measured=1000, checkpoint=folder / f"{name}.pt"
+        net, optimizers, *sets, epochs=epochs, batch=setting["batch"], measured=500, checkpoint=folder / f"{name}.pt"
     )
     runs = [
         {"optimizer": repr(optimizer), "diverged": history.diverged[c].tolist()}
         | {curve: getattr(history, curve)[:, c].T.tolist() for curve in training.CURVES}
         for c, optimizer in enumerate(optimizers)
     ]
-    parameters = setting | {"epochs": epochs, "loss": "cross-entropy", "inputs": "standardised", "measured": 1000}
+    parameters = setting | {"epochs": epochs, "loss": "cross-entropy", "inputs": "standardised", "measured": 500}
     return results.store(
         name,
         {"runs": runs},
