@@ -212,7 +212,11 @@ UNTRAINED = {  # name: seeds, settings
         + fcns(32, "L", ["zeros"], [64], columns=0, images=32),
     ),
     "figure-7": (5, resnets(["imagenet", "cifar"], VARIANTS, columns=0, images=8)),
-    "figure-7-hessian": (3, resnets(["imagenet", "cifar"], {"stripped": {}}, columns=8, images=8)),
+    "figure-7-hessian": (
+        3,
+        resnets(["imagenet"], {"stripped": {}}, columns=4, images=4)
+        + resnets(["cifar"], {"stripped": {}}, columns=4, images=4)[:4],
+    ),
 }
 
 
