@@ -119,7 +119,7 @@ def place_pictures(app: Sphinx, exception: Exception | None) -> None:
         found = re.search(rf'<figure[^>]* id="{anchor}">\s*<img[^>]* src="([^"]+)"', text)
         if found is None:
             raise ExtensionError(f"The index of figures names {chapter}#{anchor}, which has no picture.")
-        return f'<img alt="Our Figure {number}" src="{found[1]}">'
+        return f'<img alt="Our Figure {number}" loading="lazy" src="{found[1]}">'
 
     index.write_text(FIGURE_IMAGE.sub(picture, index.read_text(encoding="utf-8")), encoding="utf-8")
 
