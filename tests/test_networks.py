@@ -196,6 +196,9 @@ def test_networks_with_biases_are_those_of_torch(kind, activation, sizes):
             layers += [layer, modules[activation]()]
         right = torch.nn.Sequential(*layers[:-1])(x).detach()
         torch.testing.assert_close(net(x)[s], right, rtol=1e-12, atol=1e-14)
+        for k, h in enumerate(net.signals(x), start=1):
+            expected = torch.nn.Sequential(*layers[: 2 * k])(x).detach()
+            torch.testing.assert_close(h[s].mT, expected, rtol=1e-12, atol=1e-14)
         targets = inputs(6, net.b.shape[1], seed=1)
         half = torch.nn.functional.mse_loss(right, targets, reduction="sum") / 12
         torch.testing.assert_close(net.losses(x, targets)[s], half, rtol=1e-12, atol=0)
@@ -255,6 +258,28 @@ def test_an_fcn_is_that_of_torch_nn(activation, padding, kernel, batch_norm, ski
     x = images()
     expected = torch.stack([of_torch_nn(net, s, x) for s in range(3)])
     assert expected.abs().max() > 1e-4
+    assert torch.allclose(net(x), expected, rtol=1e-10, atol=1e-12 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("skip", [0, 2])
+def test_the_signals_of_an_fcn_are_the_outputs_of_its_shorter_versions(skip):
+    """With the unit matrix as read-out, and ReLU last, which changes nothing above 0."""
+    net, x = draw_fcn(skip=skip), images()
+    unit = torch.eye(4, dtype=torch.float64).expand(3, 4, 4)[..., None, None]
+    found = list(net.signals(x))
+    assert [tuple(h.shape) for h in found] == [(3, 6, 4, 5, 7)] * (net.depth + 1)
+    for k, h in enumerate(found):
+        assert torch.allclose(replace(net, hidden=net.hidden[:k], b=unit)(x), h, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("padding", ["zeros", "circular"])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_pixel_alone_sees_what_torch_shows_it(padding, kernel, batch_norm):
+    if padding == "circular" and kernel == 5:
+        pytest.skip("torch does not wrap one pixel twice")
+    net, x = draw_fcn(kernel=kernel, padding=padding, batch_norm=batch_norm), images(rows=1, columns=1)
+    expected = torch.stack([of_torch_nn(net, s, x) for s in range(3)])
     assert torch.allclose(net(x), expected, rtol=1e-10, atol=1e-12 * expected.abs().max().item())
 
 
@@ -354,20 +379,21 @@ def test_a_resnet_is_that_of_torch_nn(activation, stem, rows, padding, big, batc
     assert torch.allclose(net(x), expected, rtol=1e-10, atol=1e-12 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize(("stem", "first", "stages"), [("cifar", 32, (32, 16, 8, 4)), ("imagenet", 16, (8, 4, 2, 1))])
+@pytest.mark.parametrize(("stem", "stages"), [("cifar", (32, 16, 8, 4)), ("imagenet", (8, 4, 2, 1))])
 @pytest.mark.parametrize("padding", ["zeros", "circular"])
-def test_stages_halve_the_resolution(monkeypatch, stem, first, stages, padding):
-    """The rows of what each convolution puts out: blocks of three, and the second of a stage has the stride."""
-    rows, conv2d = [], torch.nn.functional.conv2d
-
-    def record(*args, **kwargs):
-        rows.append(conv2d(*args, **kwargs).shape[-1])
-        return conv2d(*args, **kwargs)
-
-    monkeypatch.setattr(torch.nn.functional, "conv2d", record)
-    draw_resnet(stem=stem, padding=padding, blocks=(2, 1, 2, 1))(images(n=1, rows=32, columns=32))
+def test_stages_halve_the_resolution(stem, stages, padding):
+    """The rows of what leaves the stem and each convolution: the second one of a stage has the stride."""
+    net = draw_resnet(stem=stem, padding=padding, blocks=(2, 1, 2, 1))
+    rows = [h.shape[-1] for h in net.signals(images(n=1, rows=32, columns=32))]
     one, two, three, four = stages
-    assert rows == [first, *[one] * 6, one, two, two, two, *[three] * 5, three, four, four]
+    assert rows == [one, *[one] * 6, one, two, two, two, *[three] * 5, three, four, four]
+
+
+@pytest.mark.parametrize("shortcuts", [False, True])
+def test_the_last_signal_of_a_resnet_gives_its_output(shortcuts):
+    net, x = draw_resnet(skip=shortcuts), images(rows=13, columns=13)
+    *_, last = net.signals(x)
+    assert torch.allclose(torch.einsum("snchw,soc->sno", last, net.b) / last[0, 0, 0].numel(), net(x), rtol=1e-10)
 
 
 @pytest.mark.parametrize(

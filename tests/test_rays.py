@@ -1,4 +1,4 @@
-"""Rays: features against the network itself, shares against known spectra, losses against searches in one dimension."""
+"""Rays: shares against known spectra, losses against searches in one dimension."""
 
 import re
 
@@ -9,39 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize
 
-from vclib import initialization, networks
-from vclib.rays import features, outside_share, ray_loss
-
-
-def draw(activation, biases, seeds=3):
-    return networks.mlp(
-        depth=4,
-        width=6,
-        inputs=5,
-        outputs=3,
-        law=initialization.he,
-        activation=activation,
-        seeds=seeds,
-        biases=biases,
-        generator=torch.Generator().manual_seed(0),
-    )
-
-
-@pytest.mark.parametrize("activation", networks.ACTIVATIONS)
-@pytest.mark.parametrize("biases", networks.BIASES)
-def test_the_read_out_of_the_last_features_is_the_output(activation, biases):
-    net, x = draw(activation, biases), torch.randn(7, 5, dtype=torch.float64)
-    found = features(net, x)
-    assert [tuple(h.shape) for h in found] == [(3, 6, 7)] * 5
-    bias = net.biases[-1][..., None] if net.biases else 0.0
-    torch.testing.assert_close((net.b @ found[-1] + bias).mT, net(x), rtol=1e-13, atol=1e-13)
-
-
-def test_features_of_a_layer_do_not_depend_on_later_ones():
-    net, x = draw("relu", "none"), torch.randn(7, 5, dtype=torch.float64)
-    shorter = networks.MLP(net.a, net.hidden[:2], net.b, "relu")
-    for ours, theirs in zip(features(shorter, x), features(net, x), strict=False):
-        assert torch.equal(ours, theirs)
+from vclib.rays import outside_share, ray_loss
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-3, 1e-8, 1e-15])

@@ -77,7 +77,7 @@ def images(inputs: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 def on_ray(net: networks.MLP, x: torch.Tensor, y: torch.Tensor) -> dict[str, list]:
     """For each seed: share outside the ray, classes that get at least one in a hundred images, best loss on a ray."""
-    h = rays.features(net, x)[-1]
+    *_, h = net.signals(x)
     named = [torch.bincount(f.argmax(dim=1), minlength=10) for f in net(x)]
     lengths = h.norm(dim=1).double().cpu().numpy()
     good = [np.isfinite(r).all() for r in lengths]

@@ -1,7 +1,7 @@
 """Networks at random initialisation, over a batch of seeds: the multilayer perceptron and convolutional networks."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -47,16 +47,29 @@ class MLP:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Map inputs (n, inputs) to outputs (seeds, n, outputs)."""
+        outputs = self.b @ _last(self.signals(x))
+        return (outputs + self.biases[-1][..., None] if self.biases else outputs).mT
+
+    def signals(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield the activations behind A and behind each of the L matrices, (seeds, width, n)."""
         phi = ACTIVATIONS[self.activation]
-        biases = [bias[..., None] for bias in self.biases] or [0.0] * (self.depth + 2)
+        biases = [bias[..., None] for bias in self.biases[:-1]] or [0.0] * (self.depth + 1)
         h = phi(self.a @ x.T + biases[0])
-        for w, bias in zip(self.hidden, biases[1:-1], strict=True):
+        yield h
+        for w, bias in zip(self.hidden, biases[1:], strict=True):
             h = phi(w @ h + bias)
-        return (self.b @ h + biases[-1]).mT
+            yield h
 
     def losses(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         r"""Return :math:`\frac1{2n}\sum_i\|y_i - F(x_i)\|^2` for each seed, (seeds,); ``y`` is (n, outputs)."""
         return _losses(self, x, y)
+
+
+def _last(signals: Iterator[torch.Tensor]) -> torch.Tensor:
+    """The last one, without keeping the others."""
+    for h in signals:  # noqa: B007
+        pass
+    return h
 
 
 def check_targets(net: "MLP | FCN | StrippedResNet", x: torch.Tensor, y: torch.Tensor) -> None:
@@ -189,16 +202,25 @@ class FCN:
 
     def outputs_of(self, x: torch.Tensor) -> torch.Tensor:
         """The same, and every seed has its own images if ``x`` is (n, seeds x inputs, rows, columns)."""
+        return _by_seed(self, _convolve(_last(self._forward(x)), self.b, self.padding))
+
+    def signals(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield the activations behind A and behind each hidden layer, (seeds, n, channels, rows, columns)."""
+        check_images(self, x)
+        return (_by_seed(self, h) for h in self._forward(x))
+
+    def _forward(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The same, (n, seeds x channels, rows, columns)."""
         phi = ALL_ACTIVATIONS[self.activation]
-        h = phi(_layer(self, x, self.a))
-        entered = h
+        h = entered = phi(_layer(self, x, self.a))
+        yield h
         for k, w in enumerate(self.hidden, start=1):
             z = _layer(self, h, w)
             if self.skip and k % self.skip == 0:
                 h = entered = phi(z + entered)
             else:
                 h = phi(z)
-        return _convolve(h, self.b, self.padding).unflatten(1, (len(self.a), -1)).transpose(0, 1)
+            yield h
 
     def losses(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         r"""Return :math:`\frac1{2n}\sum_i\|y_i - F(x_i)\|^2` for each seed, (seeds,); ``y`` is (n, outputs, r, r)."""
@@ -250,30 +272,50 @@ class StrippedResNet:
 
     def outputs_of(self, x: torch.Tensor) -> torch.Tensor:
         """The same, and every seed has its own images if ``x`` is (n, seeds x inputs, rows, columns)."""
+        return _by_seed(self, _last(self._forward(x))).mean(dim=(3, 4)) @ self.b.mT
+
+    def signals(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield what leaves the stem and each convolution of the blocks, (seeds, n, channels, rows, columns)."""
+        check_images(self, x)
+        return (_by_seed(self, h) for h in self._forward(x))
+
+    def _forward(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The same, (n, seeds x channels, rows, columns)."""
         phi, filters = ALL_ACTIVATIONS[self.activation], iter(self.hidden)
         h = phi(_layer(self, x, self.a, stride=1 if self.stem == "cifar" else 2))
         if self.stem == "imagenet":
             h = functional.max_pool2d(h, kernel_size=3, stride=2, padding=1)
+        yield h
         for stage, count in enumerate(self.blocks):
             for block in range(count):
                 stride, entered = 2 if stage and not block else 1, h
                 h = phi(_layer(self, h, next(filters)))
+                yield h
                 h = phi(_layer(self, h, next(filters), stride))
+                yield h
                 z = _layer(self, h, next(filters))
                 if self.shortcuts:
                     z = z + (entered if block else _layer(self, entered, self.shortcuts[stage], stride))
                 h = phi(z)
-        features = h.mean(dim=(2, 3)).unflatten(1, (len(self.a), -1)).transpose(0, 1)
-        return features @ self.b.mT
+                yield h
 
     def losses(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         r"""Return :math:`\frac1{2n}\sum_i\|y_i - F(x_i)\|^2` for each seed, (seeds,); ``y`` is (n, outputs)."""
         return _losses(self, x, y)
 
 
+def _by_seed(net: FCN | StrippedResNet, h: torch.Tensor) -> torch.Tensor:
+    """From (n, seeds x channels, rows, columns) to (seeds, n, channels, rows, columns)."""
+    return h.unflatten(1, (len(net.a), -1)).transpose(0, 1)
+
+
 def _convolve(h: torch.Tensor, w: torch.Tensor, padding: str, stride: int = 1) -> torch.Tensor:
     """The filters of each seed on its own channels, or on those of the images, (n, seeds x channels, r, r)."""
     p, groups = w.shape[-1] // 2, h.shape[1] // w.shape[2]
+    if h.shape[2:] == (1, 1) and groups == len(w) and (padding == "zeros" or not p):
+        # At one pixel only the middle of a filter counts, and a product of matrices is several times as fast.
+        h = h.unflatten(1, (groups, -1))[..., 0, 0].transpose(0, 1)
+        return (h @ w[..., p, p].mT).transpose(0, 1).flatten(1)[..., None, None]
     if p and padding != "zeros":
         h, p = functional.pad(h, (p, p, p, p), mode=padding), 0
     return functional.conv2d(h, w.flatten(0, 1), stride=stride, padding=p, groups=groups)

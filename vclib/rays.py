@@ -9,25 +9,6 @@ import torch
 from numpy.typing import ArrayLike
 from scipy import optimize
 
-from .networks import ACTIVATIONS, MLP
-
-
-def features(net: MLP, x: torch.Tensor) -> list[torch.Tensor]:
-    """Return the activations of all layers, a list of L + 1 tensors (seeds, d, n), for inputs ``x`` (n, inputs).
-
-    >>> from vclib import initialization, networks
-    >>> net = networks.mlp(depth=3, width=4, inputs=5, outputs=2, law=initialization.he, activation="relu", seeds=6,
-    ...                    generator=torch.Generator().manual_seed(0))
-    >>> [tuple(h.shape) for h in features(net, torch.zeros(7, 5, dtype=torch.float64))]
-    [(6, 4, 7), (6, 4, 7), (6, 4, 7), (6, 4, 7)]
-    """
-    phi = ACTIVATIONS[net.activation]
-    biases = [bias[..., None] for bias in net.biases[:-1]] or [0.0] * (net.depth + 1)
-    found = [phi(net.a @ x.T + biases[0])]
-    for w, bias in zip(net.hidden, biases[1:], strict=True):
-        found.append(phi(w @ found[-1] + bias))
-    return found
-
 
 def outside_share(h: torch.Tensor) -> np.ndarray:
     r"""Return the share of features (seeds, d, n) outside their ray, for each seed.
