@@ -211,6 +211,12 @@ UNTRAINED = {  # name: seeds, settings
         + fcns(32, "L", ["zeros"], [8, 16, 32], columns=4, images=32)
         + fcns(32, "L", ["zeros"], [64], columns=0, images=32),
     ),
+    "figure-16-padding": (
+        5,
+        fcns(32, "sqrt L", ["circular"], [8, 16, 32, 64, 128], columns=0, images=32)
+        + fcns(32, "L", ["circular"], [8, 16, 32, 64, 128], columns=0, images=32)
+        + fcns(32, "L", ["zeros"], [128], columns=0, images=32),
+    ),
     "figure-7": (5, resnets(["imagenet", "cifar"], VARIANTS, columns=0, images=8)),
     "figure-7-hessian": (
         3,
