@@ -47,13 +47,19 @@ RATES = [  # of a small stripped ResNet
 PAPER_RESNET = [SGD(1e-3), SGD(1e-4, momentum=0.9), RMSprop(1e-6), Adam(1e-6)]
 TRAINED = {  # name: setting, optimisers, seeds, epochs
     "figure-8-small": (
-        {"blocks": [3, 4, 6, 3], "base": 8, "stem": "imagenet", "batch": 64, "images": 1000},
+        {"blocks": [3, 4, 6, 3], "base": 8, "stem": "imagenet", "batch": 64, "images": 1000, "measured": 500},
         RATES,
         2,
         80,
     ),
+    "figure-8-deep": (  # the paper's depth, a quarter of its channels
+        {"blocks": [3, 70, 90, 3], "base": 16, "stem": "cifar", "batch": 32, "images": 1000, "measured": 128},
+        [SGD(1e-2), SGD(1e-2, momentum=0.9), RMSprop(4e-5)],
+        1,
+        12,
+    ),
     "figure-8": (
-        {"blocks": [3, 70, 90, 3], "base": 64, "stem": "cifar", "batch": 64, "images": None},
+        {"blocks": [3, 70, 90, 3], "base": 64, "stem": "cifar", "batch": 64, "images": None, "measured": 500},
         PAPER_RESNET,
         1,
         30,
@@ -130,7 +136,7 @@ def train_resnet(name: str, epochs: int | None, folder: Path, code: str) -> Path
     setting, optimizers, seeds, usual = TRAINED[name]
     epochs, (_, generator) = epochs or usual, runtime.generators(0)
     sets = []
-    for split, most in (("train", setting["images"]), ("test", setting["images"] and setting["images"] // 2)):
+    for split, most in (("train", setting["images"]), ("test", setting["images"] and setting["measured"])):
         sample = data.cifar10(split=split, count=most, generator=generator)
         sets.append((sample.standardized(dtype=torch.float32).view_as(sample.images), sample.labels))
     net = networks.stripped_resnet(
@@ -147,14 +153,14 @@ def train_resnet(name: str, epochs: int | None, folder: Path, code: str) -> Path
         dtype=torch.float32,
     )
     history = training.train(
-        net, optimizers, *sets, epochs=epochs, batch=setting["batch"], measured=500, checkpoint=folder / f"{name}.pt"
+        net, optimizers, *sets, epochs=epochs, batch=setting["batch"], measured=setting["measured"], checkpoint=folder / f"{name}.pt"
     )
     runs = [
         {"optimizer": repr(optimizer), "diverged": history.diverged[c].tolist()}
         | {curve: getattr(history, curve)[:, c].T.tolist() for curve in training.CURVES}
         for c, optimizer in enumerate(optimizers)
     ]
-    parameters = setting | {"epochs": epochs, "loss": "cross-entropy", "inputs": "standardised", "measured": 500}
+    parameters = setting | {"epochs": epochs, "loss": "cross-entropy", "inputs": "standardised"}
     return results.store(
         name,
         {"runs": runs},
