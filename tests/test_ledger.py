@@ -23,7 +23,7 @@ from matplotlib import pyplot
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
 COLUMNS = ("Item", "What it says", "Where", "Verdict", "Checks", "Note")
-NOT_REACHED = "not reached yet"
+NOT_RUN = "not run"
 VERDICTS = {
     "holds",
     "holds, corrected",
@@ -31,9 +31,9 @@ VERDICTS = {
     "reproduced",
     "reproduced, corrected",
     "differs",
-    NOT_REACHED,
+    NOT_RUN,
 }
-FIGURE_VERDICTS = {"reproduced", "reproduced, corrected", "differs", NOT_REACHED}
+FIGURE_VERDICTS = {"reproduced", "reproduced, corrected", "differs", NOT_RUN}
 KINDS = {
     "Assumption": (1,),
     "Proposition": (2, 3, 5, 7, 8, 19, 20, 21, 22, 23, 24),
@@ -143,10 +143,10 @@ def inconsistent(rows: list[Row], book: Path) -> list[str]:
     problems += [f"the check {id!r} stands in {n} chapters" for id, n in ids.items() if n > 1]
     problems += [f"the check {id!r} of {slug} is not in the ledger" for slug, id in written if (slug, id) not in named]
     for row in rows:
-        allowed = FIGURE_VERDICTS if row.item.startswith("Figure") else VERDICTS - FIGURE_VERDICTS | {NOT_REACHED}
+        allowed = FIGURE_VERDICTS if row.item.startswith("Figure") else VERDICTS - FIGURE_VERDICTS | {NOT_RUN}
         if row.verdict not in allowed:
             problems.append(f"{row.item}: {row.verdict!r} is not among its verdicts")
-        if (row.verdict == NOT_REACHED) != (not row.checks):
+        if (row.verdict == NOT_RUN) != (not row.checks):
             problems.append(f"{row.item}: the verdict {row.verdict!r} with {len(row.checks)} checks")
         if not row.claim or row.claim.count("$") % 2 or row.note.count("$") % 2:
             problems.append(f"{row.item}: empty claim, or a $ without its partner")
@@ -410,7 +410,7 @@ def test_the_book_s_own_check_is_tried_with_arrays(tmp_path):
 def test_agreement_of_ledger_and_notebooks(tmp_path):
     write_chapter(tmp_path, "01-x", GOOD)
     good = f"| Lemma 4 | $x$. | [Chapter 1](01-x.ipynb) | holds | {anchor('01-x', 'good')} | |"
-    later = "| Figure 2 | It sinks. | 06-y, 07-z | not reached yet | | |"
+    later = "| Figure 2 | It sinks. | 06-y, 07-z | not run | | |"
     assert inconsistent(read_ledger(write_ledger(tmp_path, good, later)), tmp_path) == []
 
 
@@ -418,15 +418,15 @@ def test_agreement_of_ledger_and_notebooks(tmp_path):
     ("row", "problem"),
     [
         ("| Lemma 4 | x | [C](01-x) | holds | | |", "with 0 checks"),
-        (f"| Lemma 4 | x | [C](01-x) | not reached yet | {anchor('01-x', 'good')} | |", "with 1 checks"),
+        (f"| Lemma 4 | x | [C](01-x) | not run | {anchor('01-x', 'good')} | |", "with 1 checks"),
         (f"| Lemma 4 | x | [C](01-x) | true | {anchor('01-x', 'good')} | |", "not among its verdicts"),
         (f"| Figure 4 | x | [C](01-x) | holds | {anchor('01-x', 'good')} | |", "not among its verdicts"),
         (f"| Lemma 4 | x | [C](01-x) | holds | {anchor('01-x', 'bad')} | |", "has no check 'bad'"),
         (f"| Lemma 4 | x | 02-y | holds | {anchor('01-x', 'good')} | |", "which the row does not name"),
-        ("| Lemma 4 | x | [C](02-y) | not reached yet | | |", "linked, but missing"),
-        ("| Lemma 4 | x | 01-x | not reached yet | | |", "there, but not linked"),
-        ("| Lemma 4 | x | 02-y | not reached yet | | |", "is not in the ledger"),
-        ("| Lemma 4 | $x | 02-y | not reached yet | | |", "without its partner"),
+        ("| Lemma 4 | x | [C](02-y) | not run | | |", "linked, but missing"),
+        ("| Lemma 4 | x | 01-x | not run | | |", "there, but not linked"),
+        ("| Lemma 4 | x | 02-y | not run | | |", "is not in the ledger"),
+        ("| Lemma 4 | $x | 02-y | not run | | |", "without its partner"),
     ],
 )
 def test_disagreement_is_found(tmp_path, row, problem):

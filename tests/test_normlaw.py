@@ -532,3 +532,22 @@ def test_a_tilt_without_a_moment_raises(tilt, width, relu):
     for call in (normlaw.cdf, normlaw.quantile):
         with pytest.raises(ValueError, match=f"A tilt is above -{least} here"):
             call(0.5, width, 1, sigma2=1.0, relu=relu, tilt=tilt)
+
+
+@pytest.mark.parametrize("width", [1, 10])
+def test_the_median_of_a_thousand_layers_in_forty_digits(width):
+    """Gil-Pelaez inversion of the characteristic function by mpmath: the distribution function is 1/2 at our median."""
+    depth = 1000
+    value = mp.mpf(float(normlaw.median(width, depth, sigma2=HALF, log=True)))
+    with mp.workdps(40):
+        half = mp.mpf(width) / 2
+        spread = mp.sqrt(depth * mp.psi(1, half))
+
+        def transform(t):
+            log_phi = depth * (mp.loggamma(half + 1j * t) - mp.loggamma(half))
+            return mp.exp(log_phi - 1j * t * value)
+
+        nodes = mp.linspace(0, 14 / spread, 8)
+        above = mp.quad(lambda t: mp.im(transform(t)) / t if t else depth * mp.psi(0, half) - value, nodes)
+        density = mp.quad(lambda t: mp.re(transform(t)), nodes)
+    assert abs(above / density) < 1e-12 * abs(value)

@@ -145,6 +145,21 @@ def test_figures_have_alternative_texts_and_captions(path):
     assert len(names) == len(set(names)), f"two figures of {path.name} share a name or an alternative text"
 
 
+@each_notebook
+def test_no_backslash_of_a_formula_is_doubled(path):
+    """MathJax takes two backslashes for a new line and shows the name behind them as letters."""
+    doubled = re.findall(r"\\\\[A-Za-z]+", prose(path))
+    assert not doubled, f"{path.name}: {', '.join(doubled)}"
+
+
+@each_notebook
+def test_drawings_are_folded(path):
+    """A reader of the page wants the figure; the code that only draws it is a click away."""
+    for cell in code(path):
+        if re.match(r"figure, .*= plotting\.stack\(", cell.source) and cell.source.count("\n") > 12:
+            assert "hide-input" in tags(cell), f"{name(path, cell)} only draws; fold it with the tag hide-input"
+
+
 @each_chapter
 def test_follows_the_template(path):
     text = prose(path)

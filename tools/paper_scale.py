@@ -152,9 +152,8 @@ def train_resnet(name: str, epochs: int | None, folder: Path, code: str) -> Path
         device=runtime.device(),
         dtype=torch.float32,
     )
-    history = training.train(
-        net, optimizers, *sets, epochs=epochs, batch=setting["batch"], measured=setting["measured"], checkpoint=folder / f"{name}.pt"
-    )
+    options = {"batch": setting["batch"], "measured": setting["measured"], "checkpoint": folder / f"{name}.pt"}
+    history = training.train(net, optimizers, *sets, epochs=epochs, **options)
     runs = [
         {"optimizer": repr(optimizer), "diverged": history.diverged[c].tolist()}
         | {curve: getattr(history, curve)[:, c].T.tolist() for curve in training.CURVES}

@@ -22,6 +22,7 @@ magnifying-glass moon outdent rocket sun xmark github gitlab"""
 ICON_RULE = re.compile(r'((?:\.fa-[\w-]+:before,?)+)\{content:"[^"]*"\}')
 ICON_CODE = re.compile(r"\\([ef][0-9a-f]{3})\b")  # some rules have the code, others the character itself
 FIGURE_ROW = re.compile(r"^\| (\d+) \| (\S+)#(\S+) \| \|$", re.MULTILINE)
+LEDGER_ROW = r"^\| Figure {0}(?: \([^()]*\))? \| (.*?) \| .*? \| (.*?) \| .*? \| (.*) \|$"
 FIGURE_IMAGE = re.compile(r'<img alt="Our Figure (\d+)" data-of="([^"#]+)#([^"]+)"[^>]*>')
 ICON_FILE = re.compile(r'url\([^)]*/(fa-solid-900)\.woff2\) format\("woff2"\),url\([^)]*\.ttf\) format\("truetype"\)')
 
@@ -97,11 +98,11 @@ def fill_figure_index(app: Sphinx, page: str, source: list[str]) -> None:
 
     def row(match: re.Match) -> str:
         number, chapter, anchor = match.groups()
-        (found,) = re.findall(rf"^\| Figure {number} \| (.*?) \| .*? \| (.*?) \| .*? \| (.*) \|$", ledger, re.MULTILINE)
-        shows, verdict, note = found
+        rows = re.findall(LEDGER_ROW.format(number), ledger, re.MULTILINE)
+        words = "<br>".join(f"{shows} **{verdict.capitalize()}.** {note}" for shows, verdict, note in rows)
         picture = f'<img alt="Our Figure {number}" data-of="{chapter}#{anchor}">'
         ours = f'<a href="{chapter}.html#{anchor}">{picture}</a>'
-        return f"| {number} | {ours} | {shows} **{verdict.capitalize()}.** {note} |"
+        return f"| {number} | {ours} | {words} |"
 
     source[0] = FIGURE_ROW.sub(row, source[0])
 
