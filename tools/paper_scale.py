@@ -47,19 +47,13 @@ RATES = [  # of a small stripped ResNet
 PAPER_RESNET = [SGD(1e-3), SGD(1e-4, momentum=0.9), RMSprop(1e-6), Adam(1e-6)]
 TRAINED = {  # name: setting, optimisers, seeds, epochs
     "figure-8-small": (
-        {"blocks": [3, 4, 6, 3], "base": 8, "stem": "imagenet", "batch": 64, "images": 1000, "measured": 500},
+        {"blocks": [3, 4, 6, 3], "base": 8, "stem": "imagenet", "batch": 64, "images": 1000},
         RATES,
         2,
         80,
     ),
-    "figure-8-deep": (  # the paper's depth, a quarter of its channels
-        {"blocks": [3, 70, 90, 3], "base": 16, "stem": "cifar", "batch": 32, "images": 1000, "measured": 128},
-        [SGD(1e-2), SGD(1e-2, momentum=0.9), RMSprop(4e-5)],
-        1,
-        12,
-    ),
     "figure-8": (
-        {"blocks": [3, 70, 90, 3], "base": 64, "stem": "cifar", "batch": 64, "images": None, "measured": 500},
+        {"blocks": [3, 70, 90, 3], "base": 64, "stem": "cifar", "batch": 64, "images": None},
         PAPER_RESNET,
         1,
         30,
@@ -136,7 +130,7 @@ def train_resnet(name: str, epochs: int | None, folder: Path, code: str) -> Path
     setting, optimizers, seeds, usual = TRAINED[name]
     epochs, (_, generator) = epochs or usual, runtime.generators(0)
     sets = []
-    for split, most in (("train", setting["images"]), ("test", setting["images"] and setting["measured"])):
+    for split, most in (("train", setting["images"]), ("test", setting["images"] and setting["images"] // 2)):
         sample = data.cifar10(split=split, count=most, generator=generator)
         sets.append((sample.standardized(dtype=torch.float32).view_as(sample.images), sample.labels))
     net = networks.stripped_resnet(
@@ -152,14 +146,15 @@ def train_resnet(name: str, epochs: int | None, folder: Path, code: str) -> Path
         device=runtime.device(),
         dtype=torch.float32,
     )
-    options = {"batch": setting["batch"], "measured": setting["measured"], "checkpoint": folder / f"{name}.pt"}
-    history = training.train(net, optimizers, *sets, epochs=epochs, **options)
+    history = training.train(
+        net, optimizers, *sets, epochs=epochs, batch=setting["batch"], measured=500, checkpoint=folder / f"{name}.pt"
+    )
     runs = [
         {"optimizer": repr(optimizer), "diverged": history.diverged[c].tolist()}
         | {curve: getattr(history, curve)[:, c].T.tolist() for curve in training.CURVES}
         for c, optimizer in enumerate(optimizers)
     ]
-    parameters = setting | {"epochs": epochs, "loss": "cross-entropy", "inputs": "standardised"}
+    parameters = setting | {"epochs": epochs, "loss": "cross-entropy", "inputs": "standardised", "measured": 500}
     return results.store(
         name,
         {"runs": runs},
