@@ -1,6 +1,7 @@
 """Networks at random initialisation, over a batch of seeds: the multilayer perceptron and convolutional networks."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -67,9 +68,7 @@ class MLP:
 
 def _last(signals: Iterator[torch.Tensor]) -> torch.Tensor:
     """The last one, without keeping the others."""
-    for h in signals:  # noqa: B007
-        pass
-    return h
+    return deque(signals, maxlen=1).pop()
 
 
 def check_targets(net: "MLP | FCN | StrippedResNet", x: torch.Tensor, y: torch.Tensor) -> None:
@@ -130,8 +129,9 @@ def mlp(
     >>> from vclib.initialization import he
     >>> net = mlp(depth=3, width=4, inputs=5, outputs=2, law=he, activation="relu", seeds=6,
     ...           generator=torch.Generator().manual_seed(0))
-    >>> net(torch.zeros(7, 5, dtype=torch.float64)).shape
-    torch.Size([6, 7, 2])
+    >>> x = torch.zeros(7, 5, dtype=torch.float64)
+    >>> net(x).shape, [tuple(h.shape) for h in net.signals(x)]
+    (torch.Size([6, 7, 2]), [(6, 4, 7), (6, 4, 7), (6, 4, 7), (6, 4, 7)])
     """
     sizes = {"depth": depth, "width": width, "inputs": inputs, "outputs": outputs, "seeds": seeds}
     _check("an MLP", sizes, activation=(activation, ACTIVATIONS))
@@ -365,8 +365,9 @@ def fcn(
     >>> from vclib.initialization import he
     >>> net = fcn(depth=3, channels=4, inputs=3, outputs=3, law=he, activation="relu", seeds=6,
     ...           generator=torch.Generator().manual_seed(0))
-    >>> net(torch.zeros(5, 3, 7, 7, dtype=torch.float64)).shape, net.width
-    (torch.Size([6, 5, 3, 7, 7]), 36)
+    >>> x = torch.zeros(5, 3, 7, 7, dtype=torch.float64)
+    >>> net(x).shape, net.width, next(net.signals(x)).shape
+    (torch.Size([6, 5, 3, 7, 7]), 36, torch.Size([6, 5, 4, 7, 7]))
     """
     sizes = {"depth": depth, "channels": channels, "inputs": inputs, "outputs": outputs, "seeds": seeds}
     choices = {"activation": (activation, ALL_ACTIVATIONS), "padding": (padding, PADDINGS)}
